@@ -1,0 +1,164 @@
+"""Settings: the only reader of the environment and of `.env`."""
+
+import secrets
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+DepthSpeed = Literal["0ms", "100ms", "250ms", "500ms", "1000ms"]
+SinkFormat = Literal["delta", "parquet", "jsonl"]
+CommaList = Annotated[tuple[str, ...], NoDecode]
+
+ALL_SYMBOLS = "all"
+FUTURES, SPOT = "binance-futures", "binance"
+
+
+class ConfigError(Exception):
+    """The user asked for something that cannot be; the text says which setting, and what would be right."""
+
+
+class Settings(BaseSettings):
+    """What a collector is told; each field is the environment variable of its alias, see `.env.example`.
+
+    Raises `ConfigError` through `load()`, never pydantic's own error.
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_file_encoding="utf-8", extra="ignore", populate_by_name=True, frozen=True
+    )
+
+    root: str = Field("tables", alias="LAKE_ROOT", description="where the tables are: a path or an s3:// URL")
+    state: Path = Field(Path("var"), alias="LAKE_STATE", description="journals and logs; always a local disk")
+    sink: SinkFormat = Field("delta", alias="LAKE_SINK", description="delta, parquet or jsonl")
+
+    datasets: CommaList = Field(
+        ("liquidation", "depth", "agg_trade", "prices"), alias="LAKE_DATASETS", description="what to record"
+    )
+    symbols: CommaList = Field(
+        ("BTCUSDT", "ETHUSDT"),
+        alias="LAKE_SYMBOLS",
+        description="USD-M symbols; another venue in front (binance:BTCUSDT); all = every trading perpetual",
+    )
+    depth_speed: DepthSpeed = Field("100ms", alias="LAKE_DEPTH_SPEED", description="how often the book is sent")
+    price_every_s: float = Field(60, gt=0, alias="LAKE_PRICE_EVERY_S", description="seconds between price snapshots")
+
+    collector_id: str = Field(
+        "", alias="LAKE_COLLECTOR_ID", description="this collector's name in the tables; empty = one kept in LAKE_STATE"
+    )
+    commit_every_s: float = Field(10, gt=0, alias="LAKE_COMMIT_EVERY_S", description="seconds between commits")
+    batch_messages: int = Field(
+        50_000, ge=1, le=1_000_000, alias="LAKE_BATCH_MESSAGES", description="messages in one commit at the most"
+    )
+    journal_sync_s: float = Field(1, gt=0, alias="LAKE_JOURNAL_SYNC_S", description="seconds between fsyncs")
+    journal_keep_h: float = Field(
+        24, ge=0, alias="LAKE_JOURNAL_KEEP_H", description="hours a committed journal file is kept"
+    )
+    optimize_every_s: float = Field(
+        3600, gt=0, alias="LAKE_OPTIMIZE_EVERY_S", description="seconds between maintenance runs"
+    )
+    retention_h: float = Field(
+        168, ge=0, alias="LAKE_RETENTION_H", description="hours that replaced table files stay for open readers"
+    )
+    silence_s: float = Field(
+        30, gt=0, alias="LAKE_SILENCE_S", description="a busy connection silent for so many seconds is dead"
+    )
+    metrics_port: int = Field(
+        9464, ge=0, le=65535, alias="LAKE_METRICS_PORT", description="/metrics and /health; 0 = any free port"
+    )
+
+    futures_ws: str = Field(
+        "wss://fstream.binance.com", alias="LAKE_BINANCE_FUTURES_WS", description="USD-M WebSocket address"
+    )
+    futures_rest: str = Field(
+        "https://fapi.binance.com", alias="LAKE_BINANCE_FUTURES_REST", description="USD-M REST address"
+    )
+    spot_ws: str = Field(
+        "wss://data-stream.binance.vision", alias="LAKE_BINANCE_WS", description="spot WebSocket address"
+    )
+    spot_rest: str = Field(
+        "https://data-api.binance.vision", alias="LAKE_BINANCE_REST", description="spot REST address"
+    )
+    api_key: str = Field("", alias="API_KEY", repr=False, description="sent as X-MBX-APIKEY; market data needs none")
+
+    log_to_terminal: bool = Field(True, alias="LOG_TO_TERMINAL", description="log on stderr, readable")
+    log_to_file: bool = Field(False, alias="LOG_TO_FILE", description="log to LAKE_STATE/log as JSON lines, rotated")
+
+    @field_validator("datasets", "symbols", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("futures_ws", "spot_ws")
+    @classmethod
+    def _websocket_address(cls, value: str) -> str:
+        return _address(value, ("ws://", "wss://"))
+
+    @field_validator("futures_rest", "spot_rest")
+    @classmethod
+    def _rest_address(cls, value: str) -> str:
+        return _address(value, ("http://", "https://"))
+
+    def ws_address(self, venue: str) -> str:
+        """The WebSocket address of a venue, without a route."""
+        return {FUTURES: self.futures_ws, SPOT: self.spot_ws}[venue]
+
+    def rest_address(self, venue: str) -> str:
+        """The REST address of a venue."""
+        return {FUTURES: self.futures_rest, SPOT: self.spot_rest}[venue]
+
+    @property
+    def journals(self) -> Path:
+        """The folder with one journal per dataset."""
+        return self.state / "journal"
+
+
+def _address(value: str, schemes: tuple[str, ...]) -> str:
+    if not value.startswith(schemes):
+        raise ValueError(f"must begin with {' or '.join(schemes)}")
+    return value.rstrip("/")
+
+
+def load(**overrides: Any) -> Settings:
+    """Settings from the environment and `.env`; keyword arguments that are not None win.
+
+    Raises `ConfigError` naming every setting that is wrong, its value and the reason.
+    """
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        raise ConfigError("; ".join(_complaint(each) for each in error.errors())) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f".env is not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def _complaint(error: Any) -> str:
+    field = str(error["loc"][0]) if error["loc"] else "settings"
+    alias = next((f.alias for name, f in Settings.model_fields.items() if field in (name, f.alias)), field)
+    reason = error["msg"].removeprefix("Value error, ")
+    return f"{alias}={error['input']!r}: {reason[:1].lower()}{reason[1:]}"
+
+
+def collector_id(settings: Settings) -> str:
+    """The name under which this collector's positions stand in the tables.
+
+    Unless set it is drawn once and kept beside the journals: a new journal is a new collector, so that
+    positions of a journal that was thrown away are never taken for positions of the new one.
+    Raises `ConfigError` when LAKE_STATE cannot be written.
+    """
+    if settings.collector_id:
+        return settings.collector_id
+    kept = settings.state / "collector_id"
+    try:
+        if not kept.exists():
+            settings.state.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=settings.state, delete=False) as fresh:
+                fresh.write(secrets.token_hex(4))
+            Path(fresh.name).rename(kept)
+        return kept.read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"LAKE_STATE={settings.state}: cannot be written: {error.strerror}") from None

@@ -1,0 +1,177 @@
+"""Appends to a journal: one writer, files of bounded size, and a place for every byte for ever."""
+
+import fcntl
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from crypto_lake.config import ConfigError
+from crypto_lake.journal.reader import MAGIC, SUFFIX, Segment, read, segments
+from crypto_lake.journal.record import pack
+
+SEGMENT_BYTES: Final = 256 * 2**20
+# What may wait for the disk; above it the sockets are not read until the disk has caught up.
+MAX_WAITING_BYTES: Final = 64 * 2**20
+
+
+class Journal:
+    """The append end of one dataset's journal.
+
+    Not thread-safe but for this: `flush` and `sync` may run in another thread than `append`, one at a time.
+    Raises `ConfigError` when the folder cannot be written or another process appends to it.
+    """
+
+    def __init__(
+        self, directory: Path, *, segment_bytes: int = SEGMENT_BYTES, clock_ns: Callable[[], int] = time.time_ns
+    ) -> None:
+        self.directory = directory
+        self.cut_bytes = 0
+        self._segment_bytes = segment_bytes
+        self._clock_ns = clock_ns
+        self._waiting: list[bytes] = []
+        self._unwritten = b""
+        # Two counters, each with one thread that writes it: a shared one would lose updates.
+        self._taken_bytes = self._written_bytes = 0
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(directory / "writer.lock")
+            self.cut_bytes = _cut_torn_tail(directory)
+            self._open_segment()
+        except OSError as error:
+            raise ConfigError(f"LAKE_STATE: {directory} cannot be written: {error.strerror}") from None
+
+    def append(self, kind: int, origin: bytes, payload: bytes, received_us: int) -> None:
+        """Takes a record; it is on its way to disk with the next `flush`."""
+        record = pack(kind, origin, payload, received_us)
+        self._waiting.append(record)
+        self._taken_bytes += len(record)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What was appended and is not written yet."""
+        return self._taken_bytes - self._written_bytes
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the sockets should rest until `flush` has caught up."""
+        return self.waiting_bytes >= MAX_WAITING_BYTES
+
+    @property
+    def end(self) -> int:
+        """The position behind the last written byte."""
+        return self._start + self._size
+
+    def flush(self) -> None:
+        """Writes what waits. Raises `OSError` when the disk will not take it; then everything still waits."""
+        if self._size >= self._segment_bytes:
+            self._rotate()
+        taken, self._waiting = self._waiting, []
+        self._unwritten += b"".join(taken)
+        if not self._unwritten:
+            return
+        try:
+            written = os.write(self._file, self._unwritten)
+            while written < len(self._unwritten):
+                written += os.write(self._file, memoryview(self._unwritten)[written:])
+        except OSError:
+            # Half a record must not stand in front of the second try.
+            os.ftruncate(self._file, self._size)
+            os.lseek(self._file, self._size, os.SEEK_SET)
+            raise
+        self._size += written
+        self._written_bytes += written
+        self._unwritten = b""
+
+    def sync(self) -> None:
+        """Makes what is written outlive a power cut."""
+        os.fdatasync(self._file)
+
+    def forget(self, position: int, *, older_than_us: int) -> int:
+        """Deletes the files that end at or before `position` and were last written before `older_than_us`.
+
+        Returns how many bytes that freed. The file being written always stays.
+        """
+        freed = 0
+        for segment in segments(self.directory):
+            done = segment.end <= position and segment.start != self._start
+            if done and segment.path.stat().st_mtime_ns // 1000 < older_than_us:
+                segment.path.unlink()
+                freed += segment.end - segment.start
+        return freed
+
+    def close(self) -> None:
+        """Writes and syncs what waits, and lets the next writer in."""
+        try:
+            self.flush()
+            self.sync()
+        finally:
+            os.close(self._file)
+            os.close(self._lock)
+
+    def _rotate(self) -> None:
+        self.sync()
+        full = self._file
+        self._open_segment()
+        os.close(full)
+
+    def _open_segment(self) -> None:
+        # Nanoseconds outrun bytes: below 1 GB/s a new file starts behind every position ever given out, also behind
+        # those of a tail that a power cut took after its rows were committed. So no position is used twice.
+        files = segments(self.directory)
+        start = max(self._clock_ns(), files[-1].end if files else 0)
+        path = self.directory / f"{start:020d}{SUFFIX}"
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            os.write(file, MAGIC)
+            _sync_directory(self.directory)
+        except OSError:
+            os.close(file)
+            path.unlink()
+            raise
+        self._file, self._start, self._size = file, start, len(MAGIC)
+
+
+def _locked(path: Path) -> int:
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise ConfigError(
+            f"LAKE_STATE: another crypto-lake is writing {path.parent}; stop it, or give this one its own LAKE_STATE"
+        ) from None
+    return lock
+
+
+def _cut_torn_tail(directory: Path) -> int:
+    """Cuts what stands behind the last whole record of the last file; returns how many bytes that was."""
+    files = segments(directory)
+    if not files:
+        return 0
+    last = files[-1]
+    whole = _last_whole(directory, last)
+    torn = last.end - whole
+    if torn:
+        os.truncate(last.path, whole - last.start)
+    if whole - last.start <= len(MAGIC):
+        last.path.unlink()  # no record in it: a name less for every start
+    return torn
+
+
+def _last_whole(directory: Path, segment: Segment) -> int:
+    position = segment.start
+    while True:
+        records = read(directory, position)
+        if records.end <= position or not (len(records) or records.damaged):
+            return max(position, min(segment.end, segment.start + len(MAGIC)))
+        position = records.end
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

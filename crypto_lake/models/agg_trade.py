@@ -1,0 +1,67 @@
+"""Aggregated trades: the fills of one taker order at one price, merged by the venue."""
+
+from msgspec import Struct, field
+
+from crypto_lake.config import FUTURES, SPOT
+from crypto_lake.models.dataset import (
+    DecimalText,
+    Id,
+    Live,
+    Millis,
+    Poll,
+    Request,
+    Stream,
+    Symbol,
+    flag,
+    integer,
+    market,
+    price,
+    time,
+)
+
+
+class AggTrade(Struct, tag_field="e", tag="aggTrade", gc=False):
+    """`<symbol>@aggTrade`, PROTOCOLS A.5."""
+
+    event_time: Millis = field(name="E")
+    symbol: Symbol = field(name="s")
+    agg_trade_id: Id = field(name="a")
+    price: DecimalText = field(name="p")
+    quantity: DecimalText = field(name="q")
+    first_trade_id: Id = field(name="f")
+    last_trade_id: Id = field(name="l")
+    time: Millis = field(name="T")
+    is_buyer_maker: bool = field(name="m")
+    quantity_without_rpi: DecimalText | None = field(name="nq", default=None)
+    market_type: int | None = field(name="st", default=None)
+
+
+class AggTradeBody(Struct, gc=False):
+    """An element of REST aggTrades; the symbol is in the request."""
+
+    agg_trade_id: Id = field(name="a")
+    price: DecimalText = field(name="p")
+    quantity: DecimalText = field(name="q")
+    first_trade_id: Id = field(name="f")
+    last_trade_id: Id = field(name="l")
+    time: Millis = field(name="T")
+    is_buyer_maker: bool = field(name="m")
+    quantity_without_rpi: DecimalText | None = field(name="nq", default=None)
+
+
+AGG_TRADE = market(
+    "agg_trade",
+    "aggregated trades: fills of one taker order at one price",
+    time("event_time", "when the venue made the message; null by REST and dump", nullable=True),
+    integer("agg_trade_id", "consecutive per symbol"),
+    price("price", "quote units"),
+    price("quantity", "base units, RPI trades included"),
+    price("quantity_without_rpi", "base units, without RPI trades; null where unknown", nullable=True),
+    integer("first_trade_id", "first trade inside"),
+    integer("last_trade_id", "last trade inside"),
+    flag("is_buyer_maker", "true: the aggressor sold"),
+    key=("venue", "symbol", "agg_trade_id"),
+    order="agg_trade_id",
+    live=Live({FUTURES: Stream("market", "{symbol}@aggTrade"), SPOT: Stream("", "{symbol}@aggTrade")}, AggTrade),
+    poll=Poll({FUTURES: Request("/fapi/v1/aggTrades", 20), SPOT: Request("/api/v3/aggTrades", 4)}, AggTradeBody),
+)

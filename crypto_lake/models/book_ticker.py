@@ -1,0 +1,38 @@
+"""The best bid and ask, at every change."""
+
+from typing import Literal
+
+from msgspec import Struct, field
+
+from crypto_lake.config import FUTURES, SPOT
+from crypto_lake.models.dataset import DecimalText, Id, Live, Millis, Stream, Symbol, integer, market, price, time
+
+
+class BookTicker(Struct, gc=False):
+    """`<symbol>@bookTicker`, PROTOCOLS A.5; spot sends neither the event's name nor a time."""
+
+    symbol: Symbol = field(name="s")
+    update_id: Id = field(name="u")
+    bid_price: DecimalText = field(name="b")
+    bid_quantity: DecimalText = field(name="B")
+    ask_price: DecimalText = field(name="a")
+    ask_quantity: DecimalText = field(name="A")
+    event: Literal["bookTicker"] | None = field(name="e", default=None)
+    event_time: Millis | None = field(name="E", default=None)
+    time: Millis | None = field(name="T", default=None)
+    market_type: int | None = field(name="st", default=None)
+
+
+BOOK_TICKER = market(
+    "book_ticker",
+    "best bid and ask at every change; on spot `time` is when it reached us, for the venue sends none",
+    time("event_time", "when the venue made the message; null on spot", nullable=True),
+    integer("update_id", "order-book update id, the one of depth"),
+    price("bid_price", "quote units"),
+    price("bid_quantity", "base units"),
+    price("ask_price", "quote units"),
+    price("ask_quantity", "base units"),
+    key=("venue", "symbol", "update_id"),
+    order="update_id",
+    live=Live({FUTURES: Stream("public", "{symbol}@bookTicker"), SPOT: Stream("", "{symbol}@bookTicker")}, BookTicker),
+)

@@ -1,0 +1,150 @@
+"""What a dataset is: its table's columns and key, and every road that leads into the table."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final
+
+import polars as pl
+from msgspec import Meta, Struct
+
+# Wire types: what a message must hold in a field before anything is made of it. Times are milliseconds of a sane
+# century (a perpetual's delivery date is 2100-12-25), since a time chooses the partition that a row goes to.
+Millis = Annotated[int, Meta(ge=1_230_768_000_000, le=4_133_980_800_000)]
+MillisOrZero = Annotated[int, Meta(ge=0, le=4_133_980_800_000)]
+Id = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+# Prices and quantities are strings on the wire; a number in their place is a change of format that we want to see.
+DecimalText = Annotated[str, Meta(max_length=40)]
+Symbol = Annotated[str, Meta(min_length=1, max_length=40)]
+
+TIME: Final = pl.Datetime("us", "UTC")
+LEVELS: Final = pl.List(pl.Struct({"price": pl.Float64, "quantity": pl.Float64}))
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table: its type, and in one line what stands in it, with its unit."""
+
+    name: str
+    dtype: pl.DataType
+    meaning: str
+    nullable: bool = False
+
+
+def price(name: str, meaning: str, *, nullable: bool = False) -> Column:
+    """A price or another decimal of the venue, as Float64."""
+    return Column(name, pl.Float64(), meaning, nullable)
+
+
+def time(name: str, meaning: str, *, nullable: bool = False) -> Column:
+    """An instant: microseconds, UTC."""
+    return Column(name, TIME, meaning, nullable)
+
+
+def integer(name: str, meaning: str, *, nullable: bool = False) -> Column:
+    """An id or a count, Int64."""
+    return Column(name, pl.Int64(), meaning, nullable)
+
+
+def text(name: str, meaning: str, *, nullable: bool = False) -> Column:
+    """A word or a text."""
+    return Column(name, pl.String(), meaning, nullable)
+
+
+def flag(name: str, meaning: str) -> Column:
+    """True or false."""
+    return Column(name, pl.Boolean(), meaning)
+
+
+def levels(name: str, meaning: str) -> Column:
+    """Price levels of one side of a book, a list of struct{price, quantity}."""
+    return Column(name, LEVELS, meaning)
+
+
+VENUE = text("venue", "binance-futures (USD-M), binance (spot), binance-delivery (COIN-M)")
+SYMBOL = text("symbol", "as the venue writes it, upper case, maybe not ASCII")
+MARKET_COLUMNS = (
+    VENUE,
+    SYMBOL,
+    time("time", "the venue's own time of the fact, UTC"),
+    time("received_time", "when it reached us, our clock; null when backfilled", nullable=True),
+    text("source", "live, rest, dump, flatfile or derived"),
+)
+DATE = Column("date", pl.Date(), "UTC date; the partition column")
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A venue's stream of a dataset. `name` holds {symbol} and maybe {speed}; `every` is the stream of all symbols."""
+
+    route: str
+    name: str
+    every: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """The road from a WebSocket: which stream on which venue, and what a message of it must look like.
+
+    The attributes of `event` carry the table's column names, so the type is also the mapping. A busy stream that is
+    silent is dead; a quiet one is judged by a `pulse`, a stream that always speaks on the same route. `refuse` says
+    (by reason) which well-formed events are no row of this table.
+    """
+
+    streams: Mapping[str, Stream]
+    event: type[Struct]
+    is_busy: bool = True
+    pulse: str | None = None
+    refuse: Mapping[str, pl.Expr] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A REST request of a venue; `weight` is what one call costs of the venue's budget (PROTOCOLS C.2)."""
+
+    path: str
+    weight: int
+    params: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """The road from REST: the request per venue, and what the body (or each element of it) must look like."""
+
+    requests: Mapping[str, Request]
+    body: type[Struct]
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A table and the roads into it.
+
+    `key` says which rows are the same row. `order` is the column of the key that rises within `within`: a row above
+    everything seen there is new without a look into the table. `derived` columns are computed, whatever the road.
+    """
+
+    name: str
+    meaning: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    order: str | None = None
+    within: tuple[str, ...] = ("venue", "symbol")
+    z_order: tuple[str, ...] = ("symbol", "time")
+    partition: str = "time"
+    live: Live | None = None
+    poll: Poll | None = None
+    derived: Mapping[str, pl.Expr] = field(default_factory=dict)
+
+    def column(self, name: str) -> Column:
+        """The column of that name."""
+        return next(column for column in self.columns if column.name == name)
+
+    @property
+    def schema(self) -> dict[str, pl.DataType]:
+        """Column names and types in the table's order."""
+        return {column.name: column.dtype for column in self.columns}
+
+
+def market(name: str, meaning: str, *columns: Column, key: tuple[str, ...], **rest: Any) -> Dataset:
+    """A dataset of market rows: the columns that all of them have, its own, and the date."""
+    return Dataset(name, meaning, (*MARKET_COLUMNS, *columns, DATE), key=key, **rest)

@@ -1,0 +1,41 @@
+"""Single trades."""
+
+import polars as pl
+from msgspec import Struct, field
+
+from crypto_lake.config import FUTURES, SPOT
+from crypto_lake.models.dataset import DecimalText, Id, Live, Millis, Stream, Symbol, flag, integer, market, price, time
+
+
+class Trade(Struct, tag_field="e", tag="trade", gc=False):
+    """`<symbol>@trade`; not documented on USD-M, where `X` says what kind of fill it was (PROTOCOLS A.5)."""
+
+    event_time: Millis = field(name="E")
+    symbol: Symbol = field(name="s")
+    trade_id: Id = field(name="t")
+    price: DecimalText = field(name="p")
+    quantity: DecimalText = field(name="q")
+    time: Millis = field(name="T")
+    is_buyer_maker: bool = field(name="m")
+    fill: str | None = field(name="X", default=None)
+    market_type: int | None = field(name="st", default=None)
+
+
+TRADE = market(
+    "trade",
+    "single trades",
+    time("event_time", "when the venue made the message; null by REST and dump", nullable=True),
+    integer("trade_id", "consecutive per symbol"),
+    price("price", "quote units"),
+    price("quantity", "base units"),
+    price("quote_quantity", "price x quantity, quote units"),
+    flag("is_buyer_maker", "true: the aggressor sold"),
+    key=("venue", "symbol", "trade_id"),
+    order="trade_id",
+    live=Live(
+        {FUTURES: Stream("public", "{symbol}@trade"), SPOT: Stream("", "{symbol}@trade")},
+        Trade,
+        refuse={"not a print (X=NA)": pl.col("fill") == "NA"},
+    ),
+    derived={"quote_quantity": pl.col("price") * pl.col("quantity")},
+)

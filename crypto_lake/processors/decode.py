@@ -1,0 +1,334 @@
+"""Bytes to one frame: every message is checked against its dataset's type, misfits are set aside with their bytes."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from operator import attrgetter
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+import polars as pl
+from msgspec import Struct
+
+from crypto_lake.config import FUTURES
+from crypto_lake.journal import FRAME, RESPONSE, Records
+from crypto_lake.models.dataset import LEVELS, TIME, Dataset
+from crypto_lake.processors.levels import NotLevels, level_lists
+
+COIN_M: Final = "binance-delivery"
+COIN_M_TYPE: Final = 2  # `st` of a COIN-M row, since 2026-06-30 (PROTOCOLS A.6)
+# BTCUSD_PERP, BTCUSD_260925; USD-M deliveries are BTCUSDT_260925.
+COIN_M_SYMBOL: Final = r"USD_(PERP|\d{6})$"
+
+Event = TypeVar("Event")
+UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class Combined(Struct, Generic[Event], gc=False):
+    """The envelope of a combined stream; its name is left, a connection carries one dataset only."""
+
+    data: Event
+
+
+class Refused(NamedTuple):
+    """A message, or an element of one, that does not fit."""
+
+    venue: str
+    reason: str
+    payload: bytes
+    received_us: int
+
+
+@dataclass(slots=True)
+class Decoded:
+    """Typed rows with the table's names, in the order received, and what was set aside."""
+
+    frame: pl.DataFrame
+    refused: list[Refused] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Events:
+    """Events of one type, and beside each the number of the record it came in; `raw` where it was one of many."""
+
+    events: list[Any] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    raw: dict[int, bytes] = field(default_factory=dict)
+
+
+def decode(dataset: Dataset, records: Records) -> Decoded:
+    """The rows in `records`, a frame with the columns of the road it came by and `venue`, `source`, `received_time`.
+
+    Connection records are passed over. The result depends on nothing but `records`.
+    """
+    decoded = Decoded(pl.DataFrame())
+    frames = [
+        frame
+        for frame in (_frames(dataset, records, decoded.refused), _responses(dataset, records, decoded.refused))
+        if frame is not None
+    ]
+    if len(frames) == 2:
+        decoded.frame = pl.concat(frames, how="diagonal").sort("row", maintain_order=True)
+    elif frames:
+        decoded.frame = frames[0]
+    decoded.refused += [
+        Refused("", f"the journal is damaged at position {position}", damage, 0)
+        for position, damage in records.damaged
+    ]
+    return decoded
+
+
+def _frames(dataset: Dataset, records: Records, refused: list[Refused]) -> pl.DataFrame | None:
+    if dataset.live is None:
+        return None
+    parse = _event_decoder(dataset.live.event)
+    found = _Events()
+    events, rows, slow = found.events, found.rows, []
+    for row, (kind, payload) in enumerate(zip(records.kinds, records.payloads, strict=True)):
+        if kind != FRAME:
+            continue
+        try:
+            events.append(parse(payload).data)
+            rows.append(row)
+        except UNDECODABLE:
+            slow.append(row)
+    for row in slow:
+        _decode_slowly(dataset.live.event, records, row, found, refused)
+    if slow:
+        _restore_order(found)
+    if not found.events:
+        return None
+    frame = _columns(dataset, dataset.live.event, found, records, refused)
+    frame = _refuse(frame, dataset.live.refuse, found, records, refused)
+    return frame.with_columns(pl.lit("live").alias("source"))
+
+
+def _responses(dataset: Dataset, records: Records, refused: list[Refused]) -> pl.DataFrame | None:
+    if dataset.poll is None or RESPONSE not in records.kinds:
+        return None
+    found, symbols = _Events(), []
+    for row, kind in enumerate(records.kinds):
+        if kind != RESPONSE:
+            continue
+        before = len(found.events)
+        _decode_body(dataset.poll.body, records, row, found, refused)
+        symbols += [_requested_symbol(records.origins[row])] * (len(found.events) - before)
+    if not found.events:
+        return None
+    if not hasattr(dataset.poll.body, "symbol"):
+        names = pl.Series("symbol", symbols, pl.String)
+        frame = _columns(dataset, dataset.poll.body, found, records, refused, names)
+    else:
+        frame = _columns(dataset, dataset.poll.body, found, records, refused)
+    return frame.with_columns(pl.lit("rest").alias("source"))
+
+
+@cache
+def _event_decoder(event: type[Struct]) -> Callable[[bytes], Combined[Any]]:
+    return msgspec.json.Decoder(Combined[event]).decode  # type: ignore[valid-type]
+
+
+@cache
+def _decoder(expected: Any) -> Callable[[bytes], Any]:
+    return msgspec.json.Decoder(expected).decode
+
+
+def _decode_slowly(
+    event: type[Struct], records: Records, row: int, found: _Events, refused: list[Refused]
+) -> None:
+    """A message that is no combined event: a raw one, an array of them, an answer to a command, or a misfit."""
+    payload = records.payloads[row]
+    try:
+        content = _decoder(dict[str, msgspec.Raw])(payload).get("data", payload)
+    except UNDECODABLE:
+        content = payload
+    try:
+        elements = _decoder(list[msgspec.Raw])(content)
+    except UNDECODABLE:
+        elements = [content]
+    for element in elements:
+        try:
+            found.events.append(_decoder(event)(element))
+        except UNDECODABLE as error:
+            if not _is_acknowledgement(element):
+                refused.append(_refusal(records, row, str(error), bytes(element)))
+            continue
+        found.rows.append(row)
+        if len(elements) > 1:
+            found.raw[id(found.events[-1])] = bytes(element)
+
+
+def _is_acknowledgement(payload: bytes) -> bool:
+    """`{"result":null,"id":1}`: the venue took a command; it says nothing about data."""
+    try:
+        answer = _decoder(dict[str, Any])(payload)
+    except UNDECODABLE:
+        return False
+    return "id" in answer and answer.get("result", ...) is None
+
+
+def _decode_body(body: type[Struct], records: Records, row: int, found: _Events, refused: list[Refused]) -> None:
+    payload = records.payloads[row]
+    try:
+        elements = _decoder(list[msgspec.Raw])(payload)
+    except UNDECODABLE:
+        elements = [payload]
+    for element in elements:
+        try:
+            found.events.append(_decoder(body)(element))
+        except UNDECODABLE as error:
+            refused.append(_refusal(records, row, str(error), bytes(element)))
+            continue
+        found.rows.append(row)
+        found.raw[id(found.events[-1])] = bytes(element)
+
+
+def _restore_order(found: _Events) -> None:
+    order = sorted(range(len(found.rows)), key=found.rows.__getitem__)
+    found.events = [found.events[place] for place in order]
+    found.rows = [found.rows[place] for place in order]
+
+
+def _requested_symbol(origin: bytes) -> str:
+    """The symbol in `binance-futures /fapi/v1/depth?symbol=BTCUSDT`; empty if the request was for all."""
+    return parse_qs(urlsplit(origin.decode().partition(" ")[2]).query).get("symbol", [""])[0]
+
+
+def _refusal(records: Records, row: int, reason: str, payload: bytes) -> Refused:
+    return Refused(_venue(records.origins[row]), reason, payload, records.received_us[row])
+
+
+@cache
+def _venue(origin: bytes) -> str:
+    return origin.partition(b" ")[0].decode()
+
+
+@cache
+def _attributes(event: type[Struct]) -> dict[str, tuple[Callable[[Any], Any], ...]]:
+    """Column names of an event's type with their getters; the fields of a struct inside it count as its own."""
+    getters: dict[str, tuple[Callable[[Any], Any], ...]] = {}
+    for attribute in msgspec.structs.fields(event):
+        inner = attribute.type
+        if isinstance(inner, type) and issubclass(inner, Struct):
+            for name in (each.name for each in msgspec.structs.fields(inner)):
+                getters[name] = (*getters.get(name, ()), attrgetter(f"{attribute.name}.{name}"))
+        else:
+            getters[attribute.name] = (*getters.get(attribute.name, ()), attrgetter(attribute.name))
+    return getters
+
+
+def _columns(
+    dataset: Dataset,
+    event: type[Struct],
+    found: _Events,
+    records: Records,
+    refused: list[Refused],
+    *extra: pl.Series,
+) -> pl.DataFrame:
+    """The frame of the events; rows with a value that is no number are refused."""
+    wrong: dict[int, str] = {}
+    columns = [
+        _column(dataset, name, _values(found.events, getters), wrong)
+        for name, getters in _attributes(event).items()
+        if name != "event"
+    ]
+    received = records.received_us
+    stamps = pl.Series("received_time", [received[row] for row in found.rows], pl.Int64).cast(TIME)
+    frame = pl.DataFrame([*columns, *extra, stamps, pl.Series("row", found.rows, pl.Int64)])
+    frame = frame.with_columns(_venues(frame, found.rows, records))
+    return _without(frame, wrong, found, records, refused)
+
+
+def _values(events: list[Any], getters: tuple[Callable[[Any], Any], ...]) -> list[Any]:
+    values = list(map(getters[0], events))
+    for getter in getters[1:]:
+        values = [mine if other is None else other for mine, other in zip(values, map(getter, events), strict=True)]
+    return values
+
+
+def _column(dataset: Dataset, name: str, values: list[Any], wrong: dict[int, str]) -> pl.Series:
+    dtype = dataset.schema.get(name)
+    if dtype == TIME:
+        return _times(name, values)
+    if dtype == pl.Float64:
+        return _decimals(name, values, wrong)
+    if dtype == LEVELS:
+        return _levels(name, values, wrong)
+    return pl.Series(name, values, dtype or (pl.Int64 if name == "market_type" else pl.String))
+
+
+def _times(name: str, values: list[Any]) -> pl.Series:
+    millis = pl.Series(name, values, pl.Int64)
+    if 0 in (millis.min(), millis.max()):
+        millis = millis.replace(0, None)  # the venue's way to say that there is none
+    return (millis * 1000).cast(TIME)
+
+
+def _decimals(name: str, values: list[Any], wrong: dict[int, str]) -> pl.Series:
+    given = pl.Series(name, values, pl.String)
+    numbers = given.cast(pl.Float64, strict=False)
+    lost = numbers.null_count() != given.null_count()
+    if lost or not pl.Series([numbers.sum()]).is_finite().all():
+        bad = (given.is_not_null() & (given != "")) & (numbers.is_null() | ~numbers.is_finite())
+        wrong.update({row: f"{name}: {given[row]!r} is no finite number" for row in bad.fill_null(False).arg_true()})
+    return numbers
+
+
+def _levels(name: str, values: list[Any], wrong: dict[int, str]) -> pl.Series:
+    arrays = [bytes(value) for value in values]
+    try:
+        return level_lists(name, arrays)
+    except NotLevels as error:
+        wrong.update({row: f"{name}: {why}" for row, why in error.rows.items()})
+        return level_lists(name, [b"[]" if row in error.rows else array for row, array in enumerate(arrays)])
+
+
+def _venues(frame: pl.DataFrame, rows: Sequence[int], records: Records) -> pl.Series:
+    origins = records.origins
+    names = {origin: _venue(origin) for origin in set(origins)}
+    if len(set(names.values())) == 1:
+        venues = pl.Series("venue", [next(iter(names.values()))], pl.String).new_from_index(0, len(rows))
+    else:
+        venues = pl.Series("venue", [names[origins[row]] for row in rows], pl.String)
+    if FUTURES not in names.values():
+        return venues
+    coin_m = _coin_m(frame)
+    return venues.set(coin_m, COIN_M) if coin_m.any() else venues
+
+
+def _coin_m(frame: pl.DataFrame) -> pl.Series:
+    """Which rows are COIN-M: their symbol has the form, or `st` says so; some streams carry both families."""
+    symbols = frame["symbol"].unique()
+    named = symbols.filter(symbols.str.contains(COIN_M_SYMBOL))
+    said = frame["market_type"] == COIN_M_TYPE if "market_type" in frame.columns else None
+    is_coin_m = frame["symbol"].is_in(named.implode()) if len(named) else pl.repeat(False, frame.height, eager=True)
+    return is_coin_m if said is None else is_coin_m | said.fill_null(False)
+
+
+def _refuse(
+    frame: pl.DataFrame,
+    rules: Any,
+    found: _Events,
+    records: Records,
+    refused: list[Refused],
+) -> pl.DataFrame:
+    for reason, rule in rules.items():
+        unfit = frame.select(rule.fill_null(False)).to_series()
+        if unfit.any():
+            refused += [_refusal(records, row, reason, records.payloads[row]) for row in frame["row"].filter(unfit)]
+            frame = frame.filter(~unfit)
+    return frame
+
+
+def _without(
+    frame: pl.DataFrame, wrong: dict[int, str], found: _Events, records: Records, refused: list[Refused]
+) -> pl.DataFrame:
+    if not wrong:
+        return frame
+    for place, reason in sorted(wrong.items()):
+        row = found.rows[place]
+        payload = found.raw.get(id(found.events[place]), records.payloads[row])
+        refused.append(_refusal(records, row, reason, payload))
+    keep: Iterable[bool] = (place not in wrong for place in range(frame.height))
+    return frame.filter(pl.Series(list(keep)))
