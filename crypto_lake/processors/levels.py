@@ -34,29 +34,26 @@ def level_lists(name: str, arrays: Sequence[bytes]) -> pl.Series:
 
     Raises `NotLevels` when an array is not `[["price","quantity"],...]` with finite decimals in strings.
     """
-    counts = np.fromiter((array.count(_SEPARATOR) for array in arrays), np.int32, len(arrays))
-    text = b",".join([array for array, count in zip(arrays, counts.tolist(), strict=True) if count])
-    numbers = _numbers(text, arrays, counts)
+    numbers, counts = _numbers(arrays)
     if numbers is None:
         arrays = _compacted(arrays)
-        counts = np.fromiter((array.count(_SEPARATOR) for array in arrays), np.int32, len(arrays))
-        numbers = _numbers(b",".join([a for a in arrays if a != b"[]"]), arrays, counts)
-        if numbers is None:
-            raise NotLevels({row: why for row, array in enumerate(arrays) if (why := _not_numbers(array))})
+        numbers, counts = _numbers(arrays)
+    if numbers is None:
+        raise NotLevels({row: why for row, array in enumerate(arrays) if (why := _not_numbers(array))})
     return _lists(name, numbers, counts)
 
 
-def _numbers(text: bytes, arrays: Sequence[bytes], counts: np.ndarray) -> np.ndarray | None:
-    """All numbers of the batch in order, price and quantity in turn; None unless the text has exactly that form."""
-    total = int(counts.sum())
-    brackets = total + int(np.count_nonzero(counts))
-    if sum(map(len, arrays)) != len(text) - max(0, int(np.count_nonzero(counts)) - 1) + 2 * int((counts == 0).sum()):
-        return None
-    if text.count(b'"') != 4 * total or text.count(b"[") != brackets or text.count(b"]") != brackets:
-        return None
-    if not total:
-        return np.empty(0)
+def _numbers(arrays: Sequence[bytes]) -> tuple[np.ndarray | None, np.ndarray]:
+    """All numbers of the batch, price and quantity in turn (None unless the text has that form), and levels per array."""
+    counts = np.fromiter((array.count(_SEPARATOR) for array in arrays), np.int32, len(arrays))
+    total, filled = int(counts.sum()), int(np.count_nonzero(counts))
+    text = b",".join(arrays) if filled == len(arrays) else b",".join(array for array in arrays if array != b"[]")
     lines = text.translate(_COMMA_TO_LINE, _PUNCTUATION)
+    # Four quotes and two brackets a level, two brackets an array: another form leaves another number of characters.
+    if len(text) - len(lines) != 6 * total + 2 * filled:
+        return None, counts
+    if not total:
+        return np.empty(0), counts
     try:
         column = pa_csv.read_csv(
             pa.py_buffer(lines),
@@ -64,9 +61,9 @@ def _numbers(text: bytes, arrays: Sequence[bytes], counts: np.ndarray) -> np.nda
             convert_options=pa_csv.ConvertOptions(column_types={"number": pa.float64()}, null_values=[]),
         ).column("number")
     except pa.ArrowInvalid:
-        return None
+        return None, counts
     numbers: np.ndarray = column.to_numpy()
-    return numbers if len(numbers) == 2 * total and np.isfinite(numbers.sum()) else None
+    return (numbers if len(numbers) == 2 * total and np.isfinite(numbers.sum()) else None), counts
 
 
 def _compacted(arrays: Sequence[bytes]) -> list[bytes]:

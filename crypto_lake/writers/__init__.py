@@ -1,0 +1,44 @@
+"""The only code that changes tables."""
+
+from typing import Protocol
+
+import polars as pl
+
+from crypto_lake.models import Dataset
+
+
+class CommitFailed(Exception):
+    """Nothing was written; try again."""
+
+
+class CommitUnknown(Exception):
+    """It cannot be told whether it was written; look at the position before trying again."""
+
+
+class Sink(Protocol):
+    """Where a drain puts rows: Delta tables or files, all with the same rule.
+
+    Rows and the journal position they pay for are committed together, under the name of the journal (`app`):
+    after a crash `position` tells exactly which records are in the table.
+    """
+
+    def check(self, dataset: Dataset) -> None:
+        """Raises `ConfigError` when rows of the dataset could not be written here."""
+
+    def position(self, dataset: Dataset, app: str) -> int:
+        """The journal position up to which the table holds the records of `app`; 0 if it holds none."""
+
+    def pending(self, dataset: Dataset, app: str) -> int:
+        """The end of a commit that a crash interrupted and that must be made again exactly; 0 if there is none."""
+
+    def append(self, dataset: Dataset, rows: pl.DataFrame, app: str, *, start: int, end: int) -> None:
+        """Commits rows made from the records between two positions. Raises `CommitFailed`, `CommitUnknown`."""
+
+    def marks(self, dataset: Dataset, groups: pl.DataFrame) -> pl.DataFrame:
+        """The highest value of the dataset's order column per group, for groups that have rows."""
+
+    def known(self, dataset: Dataset, rows: pl.DataFrame) -> pl.DataFrame:
+        """The keys among those of `rows` that the table holds."""
+
+    def was_changed_by_others(self, dataset: Dataset) -> bool:
+        """Whether somebody else added rows since the last commit made here."""

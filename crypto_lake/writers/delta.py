@@ -1,0 +1,209 @@
+"""Delta tables: rows and the journal position that they pay for, in one commit."""
+
+from typing import Any, Final
+
+import polars as pl
+from deltalake import (
+    ColumnProperties,
+    CommitProperties,
+    DeltaTable,
+    PostCommitHookProperties,
+    Transaction,
+    WriterProperties,
+    write_deltalake,
+)
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from crypto_lake.config import ConfigError
+from crypto_lake.models import Dataset
+from crypto_lake.models.dataset import TIME
+from crypto_lake.writers import CommitFailed, CommitUnknown
+
+PARTITION: Final = "date"
+# A fact and its repetition may fall on two sides of midnight where the venue gives no time and ours stands in.
+SLACK: Final = pl.duration(days=1)
+# Whatever the object store or the log raises; a commit either shows in the table afterwards or it does not.
+STORE_ERRORS: Final = (DeltaError, OSError, ValueError)
+
+
+class Lake:
+    """The Delta tables under one root, a path or an s3:// URL.
+
+    One process may write a table under one app id at a time (the journal's lock sees to that); appends of others
+    and maintenance do not disturb it.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root.rstrip("/")
+        self._versions: dict[str, int] = {}
+
+    def uri(self, dataset: Dataset) -> str:
+        """Where the dataset's table is."""
+        return f"{self.root}/{dataset.name}"
+
+    def table(self, dataset: Dataset) -> DeltaTable | None:
+        """The table as it is now; None if there is none yet.
+
+        Opened anew each time: a handle that is kept grows slower and larger with every commit.
+        """
+        try:
+            return DeltaTable(self.uri(dataset))
+        except TableNotFoundError:
+            return None
+
+    def check(self, dataset: Dataset) -> None:
+        """Raises `ConfigError` when the root cannot be written or the table there has other columns."""
+        try:
+            table = self.table(dataset) or self._create(dataset)
+        except STORE_ERRORS as error:
+            raise ConfigError(f"LAKE_ROOT={self.root}: {dataset.name} cannot be opened: {_reason(error)}") from None
+        found = dict(pl.DataFrame(table.to_pyarrow_dataset().schema.empty_table()).schema)
+        for name, dtype in dataset.schema.items():
+            if found.get(name) != dtype:
+                is_now = found.get(name, "missing")
+                raise ConfigError(
+                    f"LAKE_ROOT={self.root}: table {dataset.name} has another schema: column {name} is {is_now}, "
+                    f"not {dtype}; move {self.uri(dataset)} away or choose another LAKE_ROOT"
+                )
+
+    def position(self, dataset: Dataset, app: str) -> int:
+        """The journal position up to which the table holds the records of `app`; 0 if it holds none."""
+        try:
+            table = self.table(dataset)
+            return (table.transaction_version(app) or 0) if table else 0
+        except STORE_ERRORS as error:
+            raise CommitFailed(f"{dataset.name}: {_reason(error)}") from error
+
+    def pending(self, dataset: Dataset, app: str) -> int:
+        """Never: a Delta commit is there or it is not."""
+        return 0
+
+    def append(self, dataset: Dataset, rows: pl.DataFrame, app: str, *, start: int, end: int) -> None:
+        """Commits `rows` and the position `end` of `app`.
+
+        Raises `CommitFailed` when nothing was written, `CommitUnknown` when the table cannot be asked.
+        """
+        try:
+            write_deltalake(
+                self.uri(dataset),
+                rows,
+                mode="append",
+                partition_by=[PARTITION],
+                writer_properties=live_properties(dataset),
+                commit_properties=CommitProperties(app_transactions=[Transaction(app, end)]),
+                # Deleting old logs after a commit may fail although the commit stands; maintenance does that.
+                post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),
+            )
+        except STORE_ERRORS as error:
+            self._settle(dataset, app, end, error)
+        if table := self.table(dataset):
+            self._versions[dataset.name] = table.version()
+
+    def marks(self, dataset: Dataset, groups: pl.DataFrame) -> pl.DataFrame:
+        """The highest value of the order column per group, for groups that have rows.
+
+        Walks the days from the newest back until every group has shown itself: order and time rise together.
+        """
+        assert dataset.order is not None
+        within, found = list(dataset.within), groups.clear().with_columns(
+            pl.lit(None, dataset.schema[dataset.order]).alias(dataset.order)
+        )
+        scan = self._scan(dataset)
+        if scan is None or groups.is_empty():
+            return found
+        table = self.table(dataset)
+        assert table is not None
+        for day in sorted({part[PARTITION] for part in table.partitions()}, reverse=True):
+            missing = groups.join(found, on=within, how="anti")
+            if missing.is_empty():
+                break
+            of_day = scan.filter(
+                pl.col(PARTITION) == pl.lit(day).str.to_date(), pl.col("symbol").is_in(missing["symbol"].implode())
+            )
+            best = of_day.group_by(within).agg(pl.col(dataset.order).max()).collect()
+            found = pl.concat([found, best.join(missing, on=within, how="semi").select(found.columns)])
+        return found
+
+    def known(self, dataset: Dataset, rows: pl.DataFrame) -> pl.DataFrame:
+        """The keys among those of `rows` that the table holds."""
+        key = list(dataset.key)
+        scan = self._scan(dataset)
+        if scan is None or rows.is_empty():
+            return rows.select(key).clear()
+        dates = (rows[PARTITION].min(), rows[PARTITION].max())
+        near = scan.filter(
+            pl.col(PARTITION).is_between(pl.lit(dates[0]) - SLACK, pl.lit(dates[1]) + SLACK),
+            pl.col("symbol").is_in(rows["symbol"].unique().implode()),
+        )
+        if dataset.order:
+            near = near.filter(pl.col(dataset.order).is_between(rows[dataset.order].min(), rows[dataset.order].max()))
+        return near.select(key).join(rows.select(key).lazy(), on=key, how="semi").unique().collect()
+
+    def was_changed_by_others(self, dataset: Dataset) -> bool:
+        """Whether a commit that was not made here added rows; compacting adds none."""
+        table = self.table(dataset)
+        before = self._versions.get(dataset.name)
+        if table is None or before is None or table.version() == before:
+            return False
+        commits = table.history(table.version() - before)
+        self._versions[dataset.name] = table.version()
+        return any(commit.get("operation") not in MAINTENANCE for commit in commits)
+
+    def _create(self, dataset: Dataset) -> DeltaTable:
+        return DeltaTable.create(
+            self.uri(dataset),
+            schema=pl.DataFrame(schema=dataset.schema).to_arrow().schema,
+            mode="ignore",
+            partition_by=[PARTITION],
+            name=dataset.name,
+            description=dataset.meaning,
+            configuration=TABLE_PROPERTIES,
+        )
+
+    def _scan(self, dataset: Dataset) -> pl.LazyFrame | None:
+        table = self.table(dataset)
+        return None if table is None else pl.scan_delta(table)
+
+    def _settle(self, dataset: Dataset, app: str, end: int, error: Exception) -> None:
+        try:
+            table = self.table(dataset)
+            position = table.transaction_version(app) if table else None
+        except STORE_ERRORS as again:
+            raise CommitUnknown(f"{dataset.name}: {_reason(error)}; and then: {_reason(again)}") from error
+        if position != end:
+            raise CommitFailed(f"{dataset.name}: {_reason(error)}") from error
+
+
+MAINTENANCE: Final = ("OPTIMIZE", "VACUUM START", "VACUUM END")
+TABLE_PROPERTIES: Final[dict[str, str | None]] = {
+    "delta.checkpointInterval": "100",
+    "delta.logRetentionDuration": "interval 30 days",
+}
+
+
+def live_properties(dataset: Dataset) -> WriterProperties:
+    """How a live commit is encoded: fast (zstd 1), ids and times as differences; maintenance packs it tighter."""
+    return WriterProperties(compression="ZSTD", compression_level=1, column_properties=_differences(dataset))
+
+
+def packed_properties(dataset: Dataset) -> WriterProperties:
+    """How a closed day is encoded: zstd 6 and row groups small enough that one symbol's hour is a short read."""
+    return WriterProperties(
+        compression="ZSTD",
+        compression_level=6,
+        max_row_group_size=ROW_GROUP_ROWS,
+        column_properties=_differences(dataset),
+    )
+
+
+ROW_GROUP_ROWS: Final = 131_072
+
+
+def _differences(dataset: Dataset) -> dict[str, ColumnProperties]:
+    delta = ColumnProperties(dictionary_enabled=False, encoding="DELTA_BINARY_PACKED")
+    return {name: delta for name, dtype in dataset.schema.items() if dtype in (pl.Int64, TIME)}
+
+
+def _reason(error: Any) -> str:
+    """The first line of a store's error: the rest is its inner chain."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
