@@ -1,5 +1,6 @@
 """Settings: the only reader of the environment and of `.env`."""
 
+import os
 import secrets
 import tempfile
 from pathlib import Path
@@ -162,3 +163,8 @@ def collector_id(settings: Settings) -> str:
         return kept.read_text().strip()
     except OSError as error:
         raise ConfigError(f"LAKE_STATE={settings.state}: cannot be written: {error.strerror}") from None
+
+
+def child_environment(**more: str) -> dict[str, str]:
+    """The environment for a process of ours: the same one, for PATH and for the object store's credentials."""
+    return {**os.environ, **more}

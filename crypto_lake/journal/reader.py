@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from crypto_lake.journal.record import Records, next_record, record_size, scan
+from crypto_lake.journal.record import next_record, record_size, scan
+from crypto_lake.models.frame import Records
 
 SUFFIX: Final = ".journal"
 MAGIC: Final = b"crypto_lake journal 1\n"

@@ -1,25 +1,21 @@
 """The bytes of a journal record: what a writer packs and a reader trusts only after its checksum.
 
-    offset  size
-    0       2     mark        0xC1A7, where a reader looks for the next record after damage
-    2       4     crc         CRC-32 of everything behind it, payload included
-    6       1     kind        FRAME, RESPONSE, OPENED, CLOSED
-    7       1     origin size
-    8       4     payload size
-    12      8     received    our clock, microseconds since 1970 UTC
-    20      ...   origin      UTF-8: the venue, a space, and the connection or request it came by
-    ...     ...   payload     the bytes as they came
+offset  size
+0       2     mark        0xC1A7, where a reader looks for the next record after damage
+2       4     crc         CRC-32 of everything behind it, payload included
+6       1     kind        FRAME, RESPONSE, OPENED, CLOSED
+7       1     origin size
+8       4     payload size
+12      8     received    our clock, microseconds since 1970 UTC
+20      ...   origin      UTF-8: the venue, a space, and the connection or request it came by
+...     ...   payload     the bytes as they came
 """
 
 import struct
-from dataclasses import dataclass, field
 from typing import Final
 from zlib import crc32
 
-FRAME: Final = 1  # one message of a WebSocket
-RESPONSE: Final = 2  # the body of an answer to a request
-OPENED: Final = 3  # a connection was opened; the payload says which streams it carries
-CLOSED: Final = 4  # a connection ended; the payload says why
+from crypto_lake.models.frame import Records
 
 MARK: Final = 0xC1A7
 MARK_BYTES: Final = MARK.to_bytes(2, "little")
@@ -38,25 +34,6 @@ def pack(kind: int, origin: bytes, payload: bytes, received_us: int) -> bytes:
     checked = _CHECKED.pack(kind, len(origin), len(payload), received_us)
     crc = crc32(payload, crc32(origin, crc32(checked)))
     return b"".join((MARK_BYTES, crc.to_bytes(4, "little"), checked, origin, payload))
-
-
-@dataclass(slots=True)
-class Records:
-    """Records in the order they were written, as parallel lists: a batch is decoded column by column.
-
-    `damaged` has `(position, bytes)` of every stretch between two good records that is none.
-    `end` is the position behind the last record: where the next read begins.
-    """
-
-    end: int
-    kinds: list[int] = field(default_factory=list)
-    origins: list[bytes] = field(default_factory=list)
-    received_us: list[int] = field(default_factory=list)
-    payloads: list[bytes] = field(default_factory=list)
-    damaged: list[tuple[int, bytes]] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.kinds)
 
 
 def scan(buffer: bytes, records: Records, *, start: int, at_most: int) -> int:

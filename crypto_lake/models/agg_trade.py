@@ -62,6 +62,10 @@ AGG_TRADE = market(
     flag("is_buyer_maker", "true: the aggressor sold"),
     key=("venue", "symbol", "agg_trade_id"),
     order="agg_trade_id",
-    live=Live({FUTURES: Stream("market", "{symbol}@aggTrade"), SPOT: Stream("", "{symbol}@aggTrade")}, AggTrade),
+    live=Live(
+        {FUTURES: Stream("market", "{symbol}@aggTrade"), SPOT: Stream("", "{symbol}@aggTrade")},
+        AggTrade,
+        pulse="{symbol}@markPrice@1s",
+    ),
     poll=Poll({FUTURES: Request("/fapi/v1/aggTrades", 20), SPOT: Request("/api/v3/aggTrades", 4)}, AggTradeBody),
 )

@@ -57,9 +57,7 @@ DEPTH = market(
     key=("venue", "symbol", "is_snapshot", "final_update_id"),
     order="final_update_id",
     within=("venue", "symbol", "is_snapshot"),
-    live=Live(
-        {FUTURES: Stream("public", "{symbol}@depth@{speed}"), SPOT: Stream("", "{symbol}@depth@{speed}")}, Depth
-    ),
+    live=Live({FUTURES: Stream("public", "{symbol}@depth@{speed}"), SPOT: Stream("", "{symbol}@depth@{speed}")}, Depth),
     poll=Poll(
         {
             FUTURES: Request("/fapi/v1/depth", 20, {"limit": "1000"}),

@@ -1,6 +1,6 @@
 """Bytes to one frame: every message is checked against its dataset's type, misfits are set aside with their bytes."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from operator import attrgetter
@@ -12,8 +12,8 @@ import polars as pl
 from msgspec import Struct
 
 from crypto_lake.config import FUTURES
-from crypto_lake.journal import FRAME, RESPONSE, Records
 from crypto_lake.models.dataset import LEVELS, TIME, Dataset
+from crypto_lake.models.frame import FRAME, RESPONSE, Records
 from crypto_lake.processors.levels import NotLevels, level_lists
 
 COIN_M: Final = "binance-delivery"
@@ -73,8 +73,7 @@ def decode(dataset: Dataset, records: Records) -> Decoded:
     elif frames:
         decoded.frame = frames[0]
     decoded.refused += [
-        Refused("", f"the journal is damaged at position {position}", damage, 0)
-        for position, damage in records.damaged
+        Refused("", f"the journal is damaged at position {position}", damage, 0) for position, damage in records.damaged
     ]
     return decoded
 
@@ -100,7 +99,7 @@ def _frames(dataset: Dataset, records: Records, refused: list[Refused]) -> pl.Da
     if not found.events:
         return None
     frame = _columns(dataset, dataset.live.event, found, records, refused)
-    frame = _refuse(frame, dataset.live.refuse, found, records, refused)
+    frame = _refuse(frame, dataset.live.refuse, records, refused)
     return frame.with_columns(pl.lit("live").alias("source"))
 
 
@@ -134,9 +133,7 @@ def _decoder(expected: Any) -> Callable[[bytes], Any]:
     return msgspec.json.Decoder(expected).decode
 
 
-def _decode_slowly(
-    event: type[Struct], records: Records, row: int, found: _Events, refused: list[Refused]
-) -> None:
+def _decode_slowly(event: type[Struct], records: Records, row: int, found: _Events, refused: list[Refused]) -> None:
     """A message that is no combined event: a raw one, an array of them, an answer to a command, or a misfit."""
     payload = records.payloads[row]
     try:
@@ -308,8 +305,7 @@ def _coin_m(frame: pl.DataFrame) -> pl.Series:
 
 def _refuse(
     frame: pl.DataFrame,
-    rules: Any,
-    found: _Events,
+    rules: Mapping[str, pl.Expr],
     records: Records,
     refused: list[Refused],
 ) -> pl.DataFrame:

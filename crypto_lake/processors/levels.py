@@ -44,7 +44,7 @@ def level_lists(name: str, arrays: Sequence[bytes]) -> pl.Series:
 
 
 def _numbers(arrays: Sequence[bytes]) -> tuple[np.ndarray | None, np.ndarray]:
-    """All numbers of the batch, price and quantity in turn (None unless the text has that form), and levels per array."""
+    """All numbers, price and quantity in turn (None unless the text has that form), and the levels per array."""
     counts = np.fromiter((array.count(_SEPARATOR) for array in arrays), np.int32, len(arrays))
     total, filled = int(counts.sum()), int(np.count_nonzero(counts))
     text = b",".join(arrays) if filled == len(arrays) else b",".join(array for array in arrays if array != b"[]")

@@ -31,16 +31,20 @@ def shape(dataset: Dataset, frame: pl.DataFrame) -> pl.DataFrame:
 
 def rejected_rows(dataset: Dataset, refused: Sequence[Refused]) -> pl.DataFrame:
     """What was set aside, as rows of the table `rejected`."""
-    return pl.DataFrame(
-        {
-            "venue": [each.venue for each in refused],
-            "dataset": [dataset.name] * len(refused),
-            "reason": [each.reason for each in refused],
-            "payload": [each.payload.decode("utf-8", "backslashreplace") for each in refused],
-            "received_time": [each.received_us for each in refused],
-        },
-        schema_overrides={"received_time": pl.Int64},
-    ).with_columns(
-        pl.col("received_time").cast(REJECTED.schema["received_time"]),
-        pl.from_epoch("received_time", "us").dt.date().alias("date"),
-    ).select(REJECTED.schema)
+    return (
+        pl.DataFrame(
+            {
+                "venue": [each.venue for each in refused],
+                "dataset": [dataset.name] * len(refused),
+                "reason": [each.reason for each in refused],
+                "payload": [each.payload.decode("utf-8", "backslashreplace") for each in refused],
+                "received_time": [each.received_us for each in refused],
+            },
+            schema_overrides={"received_time": pl.Int64},
+        )
+        .with_columns(
+            pl.col("received_time").cast(REJECTED.schema["received_time"]),
+            pl.from_epoch("received_time", "us").dt.date().alias("date"),
+        )
+        .select(REJECTED.schema)
+    )

@@ -105,8 +105,9 @@ class Lake:
         Walks the days from the newest back until every group has shown itself: order and time rise together.
         """
         assert dataset.order is not None
-        within, found = list(dataset.within), groups.clear().with_columns(
-            pl.lit(None, dataset.schema[dataset.order]).alias(dataset.order)
+        within, found = (
+            list(dataset.within),
+            groups.clear().with_columns(pl.lit(None, dataset.schema[dataset.order]).alias(dataset.order)),
         )
         scan = self._scan(dataset)
         if scan is None or groups.is_empty():

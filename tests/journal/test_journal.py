@@ -1,5 +1,6 @@
 """The journal: what was appended comes back, whatever happened to the file meanwhile."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 
 from crypto_lake.config import ConfigError
 from crypto_lake.journal import FRAME, OPENED, Journal, backlog, end_of, read, read_all, segments
-from crypto_lake.journal.record import MARK_BYTES, Records, pack, scan
+from crypto_lake.journal.record import MARK_BYTES, pack, scan
+from crypto_lake.models.frame import Records
 
 ORIGIN = b"binance-futures public"
 
@@ -76,7 +78,7 @@ def test_files_rotate_and_positions_only_rise(tmp_path: Path) -> None:
         fill(journal, [b"%d" % number])
     files = segments(tmp_path)
     assert len(files) > 5
-    assert all(before.end <= after.start for before, after in zip(files, files[1:], strict=False))
+    assert all(before.end <= after.start for before, after in itertools.pairwise(files))
     assert payloads_of(tmp_path) == [b"%d" % n for n in range(30)]
     journal.close()
 

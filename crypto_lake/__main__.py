@@ -1,0 +1,5 @@
+"""`python -m crypto_lake` is `crypto-lake`."""
+
+from crypto_lake.cli import main
+
+main()

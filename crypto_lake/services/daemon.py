@@ -1,0 +1,276 @@
+"""The daemon: which services run, in which order they start, and how they stop."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from crypto_lake.config import ConfigError, Settings
+from crypto_lake.connections.rest import Rest
+from crypto_lake.journal import Journal, backlog
+from crypto_lake.models import Dataset
+from crypto_lake.models.depth import DEPTH
+from crypto_lake.monitoring import health, metrics, notify
+from crypto_lake.services.collect import Feed, Gate, Policy, keep, plan
+from crypto_lake.services.drainer import Drainer
+from crypto_lake.services.flush import Disk, close_journals, flush_journals
+from crypto_lake.services.maintain import maintain
+from crypto_lake.services.markets import Wanted, chosen, parse, resolve
+from crypto_lake.services.poll import poll, polled
+from crypto_lake.services.snapshots import Snapshots
+
+log = structlog.get_logger()
+
+OBSERVE_EVERY_S: Final = 1.0
+FORGET_EVERY_S: Final = 60.0
+READY_PATIENCE_S: Final = 30.0
+STATE_FILE: Final = "daemon.json"
+INTERRUPTED: Final = 130
+
+
+class Running(msgspec.Struct):
+    """What a running daemon leaves in LAKE_STATE, for `status` to find it."""
+
+    pid: int
+    port: int
+    started_s: float
+
+
+class Daemon:
+    """A running collector. `stop` ends it; `run` is its life."""
+
+    def __init__(self, settings: Settings, *, stop: asyncio.Event, policy: Policy | None = None) -> None:
+        self.settings, self.stop = settings, stop
+        self.policy = policy or Policy(silence_s=settings.silence_s)
+        self.datasets = chosen(settings.datasets)
+        self.wanted = parse(settings.symbols)
+        self.started_s = time.time()
+        self.port = 0
+        self.feeds: list[Feed] = []
+        self._journals: dict[str, Journal] = {}
+        self._gate, self._disk = Gate(), Disk()
+        self._drainer = Drainer(settings, [dataset.name for dataset in self.datasets])
+
+    async def run(self, *, run_s: float | None = None) -> None:
+        """Records until `stop`, or for `run_s` seconds; then closes the sockets, the journals and the tables.
+
+        Raises `ConfigError` or `SourceError` when it cannot begin.
+        """
+        # What is opened last is closed first: sockets, then journals, and the worker drains whole journals.
+        async with contextlib.AsyncExitStack() as stack:
+            pages = await health.start(self.settings.metrics_port, lambda: self.judge(time.time()))
+            stack.push_async_callback(pages.close)
+            self.port = pages.port
+            await self._drainer.start()
+            stack.push_async_callback(self._drain_and_end, self._watch_drainer())
+            stack.callback(self._close_journals)
+            self._open_journals()
+            rest = await stack.enter_async_context(Rest(self.settings.rest_address, api_key=self.settings.api_key))
+            markets = await resolve(self.wanted, rest)
+            stack.enter_context(_state_file(self.settings.state / STATE_FILE, self.port, self.started_s))
+            await self._serve(rest, markets, run_s)
+
+    def kill(self) -> None:
+        """Ends the worker at once; what is not in the tables is in the journals."""
+        self._drainer.kill()
+
+    def judge(self, now_s: float) -> health.Health:
+        """How it is."""
+        drained, state = self._drainer.progress, self.settings.journals
+        progress = health.Progress(
+            started_s=self.started_s,
+            commit_every_s=self.settings.commit_every_s,
+            feeds={feed.name: self._feed_health(feed) for feed in self.feeds},
+            drains={
+                name: health.Drain(
+                    committed_s=drained.committed_s.get(name),
+                    backlog_bytes=backlog(state / name, drained.positions.get(name, 0)),
+                )
+                for name in self._journals
+            },
+            journal_full=bool(self._disk.trouble),
+            store_failing_since_s=drained.failing_since_s,
+        )
+        judged = health.judge(progress, now_s=now_s)
+        judged.details.update(rows=drained.rows, duplicates=drained.duplicates, rejected=drained.rejected)
+        return judged
+
+    def _feed_health(self, feed: Feed) -> health.Feed:
+        heard_s = feed.heard_us / 1e6 if feed.heard_us else None
+        return health.Feed(heard_s=heard_s, silence_s=2 * self.policy.silence_s if feed.is_busy else None)
+
+    def _open_journals(self) -> None:
+        for dataset in self.datasets:
+            journal = Journal(self.settings.journals / dataset.name)
+            self._journals[dataset.name] = journal
+            if journal.cut_bytes:
+                log.warning("journal_tail_cut", dataset=dataset.name, size_bytes=journal.cut_bytes, reason="a crash")
+                metrics.journal_cut_bytes_total.labels(dataset.name).inc(journal.cut_bytes)
+
+    def _close_journals(self) -> None:
+        close_journals(self._journals.values())
+
+    def _watch_drainer(self) -> "asyncio.Task[None]":
+        watching = asyncio.create_task(self._drainer.watch(), name="drain")
+        watching.add_done_callback(lambda _: self.stop.set())  # tables that cannot be written any more: end
+        return watching
+
+    async def _drain_and_end(self, watching: "asyncio.Task[None]") -> None:
+        notify.status("draining the journals")
+        await self._drainer.finish()
+        await watching
+        left = sum(
+            backlog(self.settings.journals / name, self._drainer.progress.positions.get(name, 0))
+            for name in self._journals
+        )
+        log.info("stopped", rows=sum(self._drainer.progress.rows.values()), journal_bytes_for_the_next_start=left)
+
+    async def _serve(self, rest: Rest, markets: Mapping[str, Wanted], run_s: float | None) -> None:
+        polls = polled(self.datasets, markets)
+        self.feeds = plan(self.datasets, markets, self.settings)
+        _require_work(self.datasets, self.feeds, polls)
+        log.info(
+            "recording",
+            datasets=[dataset.name for dataset in self.datasets],
+            symbols={venue: len(wanted.symbols) for venue, wanted in markets.items()},
+            connections=len(self.feeds),
+            root=self.settings.root,
+            health=f"http://{health.HOST}:{self.port}/health",
+        )
+        quiet = asyncio.Event()  # set when nothing is appended any more
+        async with asyncio.TaskGroup() as background:
+            background.create_task(
+                flush_journals(
+                    self._journals.values(), self._gate, self._disk, quiet, sync_every_s=self.settings.journal_sync_s
+                )
+            )
+            background.create_task(self._observe(quiet))
+            background.create_task(self._tell_systemd(quiet))
+            async with asyncio.TaskGroup() as listening:
+                self._listen(listening, rest, markets, polls)
+                await _until(self.stop, run_s)
+                log.info("stopping")
+                notify.stopping()
+                self.stop.set()
+            quiet.set()
+
+    def _listen(
+        self,
+        group: asyncio.TaskGroup,
+        rest: Rest,
+        markets: Mapping[str, Wanted],
+        polls: list[tuple[Dataset, Wanted]],
+    ) -> None:
+        """Everything that ends with `stop`."""
+        books = Snapshots(rest, self._journals[DEPTH.name]) if DEPTH.name in self._journals else None
+        for feed in self.feeds:
+            on_stream = books.ask if books and feed.dataset is DEPTH else None
+            group.create_task(
+                keep(
+                    feed,
+                    self._journals[feed.dataset.name],
+                    self._gate,
+                    self.stop,
+                    policy=self.policy,
+                    on_stream=on_stream,
+                )
+            )
+        if books:
+            group.create_task(books.fetch(self.stop))
+        for dataset, wanted in polls:
+            journal = self._journals[dataset.name]
+            every_s = self.settings.price_every_s
+            group.create_task(poll(dataset, wanted, rest, journal, self.stop, every_s=every_s))
+        group.create_task(maintain(self.settings, list(self._journals), self._drainer, self.stop))
+
+    async def _observe(self, quiet: asyncio.Event) -> None:
+        """Once a second what is seen goes into the metrics; once a minute old journal files go."""
+        counted: dict[str, tuple[int, int]] = {}
+        forgot_s = time.monotonic()
+        while not quiet.is_set():
+            await _until(quiet, OBSERVE_EVERY_S)
+            for feed in self.feeds:
+                _count(feed, counted)
+            for name, journal in self._journals.items():
+                position = self._drainer.progress.positions.get(name, 0)
+                metrics.journal_end_position.labels(name).set(journal.end)
+                metrics.journal_backlog_bytes.labels(name).set(backlog(journal.directory, position))
+            if time.monotonic() - forgot_s > FORGET_EVERY_S:
+                await asyncio.to_thread(self._forget)
+                forgot_s = time.monotonic()
+
+    def _forget(self) -> None:
+        before_us = int((time.time() - 3600 * self.settings.journal_keep_h) * 1e6)
+        for name, position in list(self._drainer.progress.positions.items()):
+            self._journals[name].forget(position, older_than_us=before_us)
+
+    async def _tell_systemd(self, quiet: asyncio.Event) -> None:
+        """READY when every feed has connected, and then a sign of life as long as there is progress."""
+        patient_until = time.monotonic() + READY_PATIENCE_S
+        while not all(feed.open for feed in self.feeds) and time.monotonic() < patient_until and not quiet.is_set():
+            await _until(quiet, 0.1)
+        notify.ready(f"recording {len(self.feeds)} connections")
+        interval_s = notify.watchdog_interval_s()
+        while interval_s and not quiet.is_set():
+            if self.judge(time.time()).status != "failing":
+                notify.alive()
+            await _until(quiet, interval_s)
+
+
+def _require_work(datasets: list[Dataset], feeds: list[Feed], polls: list[tuple[Dataset, Wanted]]) -> None:
+    """Raises `ConfigError` for a dataset that none of the wanted venues has."""
+    fed = {feed.dataset.name for feed in feeds} | {dataset.name for dataset, _ in polls}
+    for dataset in datasets:
+        if dataset.name not in fed:
+            log.warning("dataset_not_on_these_venues", dataset=dataset.name)
+    if not fed:
+        raise ConfigError("LAKE_DATASETS and LAKE_SYMBOLS: none of the venues named has any of the datasets")
+
+
+def _count(feed: Feed, counted: dict[str, tuple[int, int]]) -> None:
+    labels = (feed.dataset.name, feed.venue)
+    frames, size_bytes = counted.get(feed.name, (0, 0))
+    metrics.frames_total.labels(*labels).inc(feed.frames - frames)
+    metrics.frame_bytes_total.labels(*labels).inc(feed.size_bytes - size_bytes)
+    metrics.connections_open.labels(*labels).set(feed.open)
+    metrics.last_frame_time_seconds.labels(*labels).set(feed.heard_us / 1e6)
+    counted[feed.name] = (feed.frames, feed.size_bytes)
+
+
+@contextlib.contextmanager
+def _state_file(path: Path, port: int, started_s: float) -> Iterator[None]:
+    path.write_bytes(msgspec.json.encode(Running(os.getpid(), port, started_s)))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+async def _until(event: asyncio.Event, timeout_s: float | None) -> None:
+    """Returns when the event is set or the time is over."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), timeout_s)
+
+
+async def run(settings: Settings, *, run_s: float | None = None) -> None:
+    """The daemon as a process: SIGTERM and SIGINT stop it in order, a second one at once."""
+    stop = asyncio.Event()
+    daemon = Daemon(settings, stop=stop)
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            daemon.kill()
+            os._exit(INTERRUPTED)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    await daemon.run(run_s=run_s)

@@ -1,0 +1,93 @@
+"""Flushing: what the sockets append is on disk within 50 ms; when the disk will not take it, the sockets rest."""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from crypto_lake.journal import Journal
+from crypto_lake.monitoring import metrics
+from crypto_lake.services.collect import Gate
+
+log = structlog.get_logger()
+
+FLUSH_EVERY_S: Final = 0.05
+RETRY_EVERY_S: Final = 1.0
+# A disk that takes nothing at the stop has this long to change its mind.
+LAST_TRIES: Final = 5
+
+
+@dataclass(slots=True)
+class Disk:
+    """What is known of the journals' disk; `trouble` is empty while it takes everything."""
+
+    trouble: str = ""
+    written_us: int = 0
+
+
+async def flush_journals(
+    journals: Iterable[Journal], gate: Gate, disk: Disk, stop: asyncio.Event, *, sync_every_s: float
+) -> None:
+    """Writes what waits every 50 ms and syncs every `sync_every_s`, until `stop`."""
+    journals = list(journals)
+    synced_s = time.monotonic()
+    gate.is_open.set()
+    while not stop.is_set():
+        woke_s = time.monotonic()
+        await asyncio.sleep(FLUSH_EVERY_S if not disk.trouble else RETRY_EVERY_S)
+        metrics.receive_delay_seconds.observe(max(0.0, time.monotonic() - woke_s - FLUSH_EVERY_S))
+        due = time.monotonic() - synced_s >= sync_every_s
+        await _flush(journals, gate, disk, sync=due)
+        if due:
+            synced_s = time.monotonic()
+
+
+async def _flush(journals: list[Journal], gate: Gate, disk: Disk, *, sync: bool) -> None:
+    try:
+        # In a thread, for a disk may take its time, and receiving must not.
+        await asyncio.to_thread(_write, journals, sync=sync)
+    except OSError as error:
+        if not disk.trouble:
+            log.error("journal_disk_full", reason=error.strerror, effect="the sockets rest until it takes data again")
+        disk.trouble = error.strerror or "cannot be written"
+        gate.is_open.clear()
+        metrics.journal_full.set(1)
+        return
+    if disk.trouble:
+        log.warning("journal_disk_writes_again", was=disk.trouble)
+    disk.trouble, disk.written_us = "", time.time_ns() // 1000
+    metrics.journal_full.set(0)
+    if any(journal.is_full for journal in journals):
+        gate.is_open.clear()  # a slow disk: rest until the next flush has caught up
+    else:
+        gate.is_open.set()
+
+
+def _write(journals: list[Journal], *, sync: bool) -> None:
+    failure: OSError | None = None
+    for journal in journals:
+        try:
+            journal.flush()
+            if sync:
+                journal.sync()
+        except OSError as error:
+            failure = error
+    if failure:
+        raise failure
+
+
+def close_journals(journals: Iterable[Journal]) -> None:
+    """Writes the rest and closes. Raises `OSError` when the disk refuses it to the last try."""
+    for journal in journals:
+        for tries_left in reversed(range(LAST_TRIES)):
+            try:
+                journal.flush()
+                break
+            except OSError:
+                if not tries_left:
+                    raise
+                time.sleep(RETRY_EVERY_S)
+        journal.close()

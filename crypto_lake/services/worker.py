@@ -1,0 +1,206 @@
+"""The drain's process: decoding a batch must never make the receiving process wait, so it happens in another one.
+
+The parent writes one line of JSON (the order) to standard input and later closes it, which means: drain what is there
+and end. It also closes when the parent dies, so a worker never outlives its daemon for long. Everything that happens
+is one line of JSON on standard output.
+"""
+
+import contextlib
+import fcntl
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from crypto_lake.config import ConfigError, SinkFormat
+from crypto_lake.journal import end_of
+from crypto_lake.models import DATASETS, Dataset
+from crypto_lake.models.rejected import REJECTED
+from crypto_lake.services.drain import Drain, Drained
+from crypto_lake.writers import CommitFailed, CommitUnknown, Sink
+from crypto_lake.writers.delta import Lake
+from crypto_lake.writers.files import Files
+
+# The receiving process goes first when both want the processor.
+NICENESS: Final = 5
+# The worker of a daemon that was killed ends by itself; a new one waits for it so long.
+LOCK_PATIENCE_S: Final = 60.0
+# Decoding is one thread's work, and two cores are shared with the sockets.
+THREADS: Final = "1"
+
+
+class Order(Struct):
+    """What a worker is to do."""
+
+    root: str
+    sink: SinkFormat
+    journals: str
+    collector: str
+    datasets: list[str]
+    commit_every_s: float
+    batch_messages: int
+    last_drain_s: float = 30.0
+
+
+class Ready(Struct, tag=True):
+    """The tables can be written."""
+
+
+class Refusal(Struct, tag=True):
+    """The user has to change something first."""
+
+    reason: str
+
+
+class Batch(Struct, tag=True):
+    """A batch is in the tables."""
+
+    dataset: str
+    records: int
+    rows: int
+    duplicates: int
+    rejected: int
+    position: int
+    seconds: float
+
+
+class Trouble(Struct, tag=True):
+    """The store did not take a batch of this dataset; it will be tried again."""
+
+    dataset: str
+    reason: str
+
+
+class Round(Struct, tag=True):
+    """Every dataset was looked at; `positions` is how far each is."""
+
+    positions: dict[str, int]
+    rss_bytes: int
+
+
+Report = Ready | Refusal | Batch | Trouble | Round
+
+
+def sink_of(sink: SinkFormat, root: str) -> Sink:
+    """The sink of that name under `root`."""
+    return Lake(root) if sink == "delta" else Files(root, sink)
+
+
+def work(order: Order) -> None:
+    """Drains at the interval ordered until standard input closes, then once more."""
+    sink = sink_of(order.sink, order.root)
+    journals = Path(order.journals)
+    drains = [
+        Drain(
+            DATASETS[name],
+            journals / name,
+            sink,
+            collector=order.collector,
+            batch_messages=order.batch_messages,
+        )
+        for name in order.datasets
+    ]
+    with _alone(journals):
+        check(sink, [drain.dataset for drain in drains])
+        _say(Ready())
+        while not _told_to_end(order.commit_every_s):
+            drain_all(drains, time.monotonic() + 10 * order.commit_every_s)
+        drain_all(drains, time.monotonic() + order.last_drain_s)
+
+
+def check(sink: Sink, datasets: list[Dataset]) -> None:
+    """Raises `ConfigError` unless the tables of the datasets, and the one for misfits, can be written."""
+    for dataset in (*datasets, REJECTED):
+        sink.check(dataset)
+
+
+def drain_all(drains: list[Drain], until_s: float) -> None:
+    """Every dataset to where its journal ends now, in turns so that none waits for another's backlog."""
+    # Not to where it will end: under way there is always one more message, and a commit for it would be a small one.
+    goals = {drain: end_of(drain.journal) for drain in drains}
+    left = list(drains)
+    while left and time.monotonic() < until_s:
+        left = [drain for drain in left if _one_batch(drain) and drain.position < goals[drain]]
+    _say(Round({drain.dataset.name: drain.position for drain in drains}, _rss_bytes()))
+
+
+def _one_batch(drain: Drain) -> bool:
+    """Whether there may be more."""
+    began_s = time.monotonic()
+    try:
+        done = drain.step()
+    except (CommitFailed, CommitUnknown) as error:
+        _say(Trouble(drain.dataset.name, str(error)))
+        return False
+    if not done.records and not done.rejected:
+        return False
+    _say(_batch(drain.dataset.name, done, time.monotonic() - began_s))
+    return True
+
+
+def _batch(dataset: str, done: Drained, seconds: float) -> Batch:
+    return Batch(dataset, done.records, done.rows, done.duplicates, done.rejected, done.position, round(seconds, 4))
+
+
+def _told_to_end(timeout_s: float) -> bool:
+    readable, _, _ = select.select([sys.stdin.fileno()], [], [], timeout_s)
+    return bool(readable)
+
+
+@contextlib.contextmanager
+def _alone(journals: Path) -> Iterator[None]:
+    """One drain per journal: two would both find the same rows missing."""
+    journals.mkdir(parents=True, exist_ok=True)
+    lock = os.open(journals / "drain.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    patient_until = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > patient_until:
+                raise ConfigError(f"LAKE_STATE: another crypto-lake is draining {journals}; stop it first") from None
+            time.sleep(0.05)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _rss_bytes() -> int:
+    pages = Path("/proc/self/statm")
+    if pages.exists():
+        return int(pages.read_text().split()[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _say(report: Report) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody listens any more: the rows count, not the words
+        sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
+        sys.stdout.buffer.flush()
+
+
+def main() -> int:
+    """The process: one order in, reports out; 1 when the user has to change something first."""
+    # Ctrl-C goes to the whole terminal: the parent decides when it is time to end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(NICENESS)
+    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
+    try:
+        work(order)
+    except ConfigError as error:
+        _say(Refusal(str(error)))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
