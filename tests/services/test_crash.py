@@ -1,0 +1,140 @@
+"""Crashes: whatever is killed whenever, every journalled message is in its table exactly once."""
+
+import asyncio
+import contextlib
+import json
+import random
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import polars as pl
+import psutil
+import pytest
+
+from crypto_lake.journal import FRAME, RESPONSE, Record, end_of, read_all
+from crypto_lake.simulator import GeneratedMarket, Simulator
+
+KEYS: dict[str, list[str]] = {
+    "agg_trade": ["venue", "symbol", "agg_trade_id"],
+    "depth": ["venue", "symbol", "is_snapshot", "final_update_id"],
+    "liquidation": ["venue", "symbol", "time", "side", "price", "quantity"],
+    "prices": ["venue", "symbol", "time"],
+}
+
+
+def keys_in_journal(dataset: str, journal: Path) -> set[tuple[Any, ...]]:
+    """The keys that the journal's messages must become, read without any of our decoders."""
+    return {key for record in read_all(journal) for key in keys_of(dataset, record)}
+
+
+def keys_of(dataset: str, record: Record) -> Iterator[tuple[Any, ...]]:
+    venue = record.origin.split(" ")[0]
+    if record.kind == FRAME:
+        data = json.loads(record.payload)["data"]
+        if dataset == "agg_trade":
+            yield venue, data["s"], data["a"]
+        elif dataset == "depth":
+            yield venue, data["s"], False, data["u"]
+        else:
+            order = data["o"]
+            is_coin_m = order["s"].split("_")[0].endswith("USD")
+            venue = "binance-delivery" if is_coin_m else venue
+            yield venue, order["s"], order["T"], order["S"], float(order["p"]), float(order["q"])
+    elif record.kind == RESPONSE:
+        body = json.loads(record.payload)
+        symbol = unquote(record.origin.partition("symbol=")[2].partition("&")[0])
+        if dataset == "depth":
+            yield venue, symbol, True, body["lastUpdateId"]
+        else:
+            yield from ((venue, row["symbol"], row["closeTime"]) for row in (body if symbol == "" else [body]))
+
+
+def keys_in_table(dataset: str, root: Path) -> list[tuple[Any, ...]]:
+    rows = pl.read_delta(str(root / dataset)).select(KEYS[dataset])
+    if "time" in rows.columns:
+        rows = rows.with_columns(pl.col("time").dt.epoch("ms"))
+    return rows.rows()
+
+
+def assert_exactly_once(root: Path, state: Path) -> None:
+    for dataset in KEYS:
+        held = keys_in_table(dataset, root)
+        twice = [key for key, count in Counter(held).items() if count > 1]
+        assert not twice, f"{dataset}: {len(twice)} keys more than once, such as {twice[0]}"
+        sent = keys_in_journal(dataset, state / "journal" / dataset)
+        assert set(held) == sent, f"{dataset}: {len(sent - set(held))} missing, {len(set(held) - sent)} from nowhere"
+        assert held, dataset
+
+
+@pytest.mark.slow
+async def test_twenty_kills_lose_nothing_and_repeat_nothing(
+    recorder: Callable[..., Any], wait_for: Callable[..., Any]
+) -> None:
+    rng = random.Random(20)
+    market = GeneratedMarket(futures=5, rate=600, seed=20)
+    async with Simulator(market) as exchange:
+        daemon = recorder(
+            {**exchange.environment, "LAKE_SYMBOLS": "all", "LAKE_PRICE_EVERY_S": "0.5", "LAKE_COMMIT_EVERY_S": "0.2"}
+        )
+        for round_ in range(20):
+            written = end_of(daemon.state / "journal" / "depth")
+            await daemon.start()
+            await wait_for(lambda before=written: end_of(daemon.state / "journal" / "depth") > before + 20_000)
+            await asyncio.sleep(rng.uniform(0, 1))  # the moment is what the test is about
+            daemon.kill(with_worker=bool(round_ % 2))
+            await daemon.wait()
+        await daemon.start()
+        await wait_for(lambda: daemon.port)
+        assert await daemon.stop() == 0
+    assert_exactly_once(daemon.root, daemon.state)
+    assert daemon.events("stopped")[-1]["journal_bytes_for_the_next_start"] == 0
+
+
+async def test_a_store_that_is_away_costs_nothing_but_time(
+    recorder: Callable[..., Any], wait_for: Callable[..., Any]
+) -> None:
+    market = GeneratedMarket(futures=5, rate=800, seed=21)
+    async with Simulator(market) as exchange:
+        daemon = recorder({**exchange.environment, "LAKE_SYMBOLS": "all", "LAKE_DATASETS": ",".join(KEYS)})
+        await daemon.start()
+        await wait_for(lambda: (daemon.root / "agg_trade").exists() and daemon.port)
+        depth = daemon.state / "journal" / "depth"
+        with away(daemon.root):
+            await wait_for(lambda: daemon.events("store_does_not_take_commits"))
+            before, memory = end_of(depth), resident_bytes(daemon)
+            await wait_for(lambda: end_of(depth) > before + 2_000_000)
+            assert resident_bytes(daemon) < 1.1 * memory
+            health = await asyncio.to_thread(read_health, daemon.port)
+            assert health["status"] == "degraded"
+            assert "store has been failing" in health["reasons"][0]
+        await wait_for(lambda: daemon.events("store_takes_commits_again"))
+        assert await daemon.stop() == 0
+    assert_exactly_once(daemon.root, daemon.state)
+
+
+@contextlib.contextmanager
+def away(root: Path) -> Iterator[None]:
+    """The store is not to be had: something else stands where it was (also root cannot write there)."""
+    hidden = root.with_name("away")
+    root.rename(hidden)
+    root.touch()
+    try:
+        yield
+    finally:
+        root.unlink()
+        hidden.rename(root)
+
+
+def resident_bytes(daemon: Any) -> int:
+    """Memory of the daemon and of its worker."""
+    process = psutil.Process(daemon.process.pid)
+    return sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))
+
+
+def read_health(port: int) -> Any:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+        return json.load(answer)
