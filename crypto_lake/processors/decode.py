@@ -149,7 +149,7 @@ def _decode_slowly(event: type[Struct], records: Records, row: int, found: _Even
             found.events.append(_decoder(event)(element))
         except UNDECODABLE as error:
             if not _is_acknowledgement(element):
-                refused.append(_refusal(records, row, str(error), bytes(element)))
+                refused.append(_refusal(records, row, str(error), bytes(element) if len(elements) > 1 else payload))
             continue
         found.rows.append(row)
         if len(elements) > 1:
@@ -249,7 +249,7 @@ def _column(dataset: Dataset, name: str, values: list[Any], wrong: dict[int, str
     if dtype == TIME:
         return _times(name, values)
     if dtype == pl.Float64:
-        return _decimals(name, values, wrong)
+        return _decimals(name, values, wrong, nullable=dataset.column(name).nullable)
     if dtype == LEVELS:
         return _levels(name, values, wrong)
     return pl.Series(name, values, dtype or (pl.Int64 if name == "market_type" else pl.String))
@@ -262,12 +262,14 @@ def _times(name: str, values: list[Any]) -> pl.Series:
     return (millis * 1000).cast(TIME)
 
 
-def _decimals(name: str, values: list[Any], wrong: dict[int, str]) -> pl.Series:
+def _decimals(name: str, values: list[Any], wrong: dict[int, str], *, nullable: bool) -> pl.Series:
     given = pl.Series(name, values, pl.String)
+    if nullable:
+        given = given.replace("", None)  # how the venue says that there is none
     numbers = given.cast(pl.Float64, strict=False)
     lost = numbers.null_count() != given.null_count()
     if lost or not pl.Series([numbers.sum()]).is_finite().all():
-        bad = (given.is_not_null() & (given != "")) & (numbers.is_null() | ~numbers.is_finite())
+        bad = given.is_not_null() & (numbers.is_null() | ~numbers.is_finite())
         wrong.update({row: f"{name}: {given[row]!r} is no finite number" for row in bad.fill_null(False).arg_true()})
     return numbers
 

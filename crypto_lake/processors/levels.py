@@ -53,7 +53,7 @@ def _numbers(arrays: Sequence[bytes]) -> tuple[np.ndarray | None, np.ndarray]:
     if len(text) - len(lines) != 6 * total + 2 * filled:
         return None, counts
     if not total:
-        return np.empty(0), counts
+        return (None if text else np.empty(0)), counts
     try:
         column = pa_csv.read_csv(
             pa.py_buffer(lines),

@@ -46,5 +46,5 @@ def rejected_rows(dataset: Dataset, refused: Sequence[Refused]) -> pl.DataFrame:
             pl.col("received_time").cast(REJECTED.schema["received_time"]),
             pl.from_epoch("received_time", "us").dt.date().alias("date"),
         )
-        .select(REJECTED.schema)
+        .select(*REJECTED.schema)
     )
