@@ -1,17 +1,28 @@
 """The command line: one function per verb."""
 
 import asyncio
+import signal
 import sys
 from collections.abc import Coroutine
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
-from crypto_lake.config import ConfigError, SinkFormat, load
+from crypto_lake import demo as demonstration
+from crypto_lake import show
+from crypto_lake.config import ConfigError, SinkFormat, example, load
 from crypto_lake.connections import SourceError
+from crypto_lake.models import DATASETS, Dataset
 from crypto_lake.monitoring.log import configure
+from crypto_lake.query import read as read_table
+from crypto_lake.query import tables as list_tables
 from crypto_lake.services import daemon, once
-from crypto_lake.writers import CommitFailed, CommitUnknown
+from crypto_lake.services.markets import dataset_named
+from crypto_lake.simulator import GeneratedMarket, Market, ReplayedMarket, Simulator
+from crypto_lake.writers import CommitFailed, CommitUnknown, maintenance
+from crypto_lake.writers.delta import Lake
 
 app = typer.Typer(
     name="crypto-lake",
@@ -20,6 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+config_app = typer.Typer(help="Settings: write a .env, or see what is in force and why.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
 
 # What a user can cause or mend; anything else is a fault of ours and keeps its traceback.
 EXPECTED: Final = (ConfigError, SourceError, CommitFailed, CommitUnknown)
@@ -31,6 +44,7 @@ Symbols = Annotated[
 ]
 Root = Annotated[str | None, typer.Option(help="Where the tables are: a path or an s3:// URL [LAKE_ROOT].")]
 State = Annotated[str | None, typer.Option(help="Where journals and logs are [LAKE_STATE].")]
+Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 
 
 @app.command()
@@ -68,6 +82,175 @@ def price_once(symbols: Symbols = None, root: Root = None, state: State = None) 
     configure(settings)
     done = run_loop(once.price_once(settings, every=symbols is None))
     typer.echo(f"{done.rows} prices into {settings.root}/prices")
+
+
+@app.command()
+def demo(
+    for_: Annotated[str, typer.Option("--for", help="How long to record.")] = "20s",
+    out: Annotated[Path, typer.Option(help="A folder for the tables and the picture; what was there goes.")] = Path(
+        "demo"
+    ),
+) -> None:
+    """The main job in half a minute, without a network: an exchange on loopback, a recorder, and what landed."""
+    run_loop(demonstration.run(out, seconds(for_)))
+
+
+@app.command()
+def simulate(
+    market: Annotated[
+        str, typer.Option(help="generated, or captures (commas between them) or a journal's folder to replay.")
+    ] = "generated",
+    port: Annotated[
+        int, typer.Option(help="Where to listen on 127.0.0.1; 0 = any free port.", min=0, max=65535)
+    ] = 8787,
+    speed: Annotated[float, typer.Option(help="Times real time; 0 = a replay as fast as it is read.", min=0)] = 1.0,
+    symbols: Annotated[int, typer.Option(help="Generated: how many USD-M symbols.", min=1, max=1000)] = 3,
+    rate: Annotated[float, typer.Option(help="Generated: messages per second.", min=0.1)] = 200.0,
+    seed: Annotated[int, typer.Option(help="Generated: the same seed makes the same market.")] = 1,
+) -> None:
+    """An exchange on loopback: Binance's WebSocket and REST protocols over a made-up or a recorded market."""
+    made: Market
+    if market == "generated":
+        made = GeneratedMarket(futures=symbols, rate=rate, seed=seed, speed=speed or 1.0)
+    else:
+        made = _replayed(market.split(","), speed)
+    run_loop(_simulate(made, port))
+
+
+def _replayed(paths: list[str], speed: float) -> Market:
+    try:
+        return ReplayedMarket(*paths, speed=speed)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--market {','.join(paths)}: {error}; say generated, or name captures or a journal's folder"
+        ) from None
+
+
+async def _simulate(market: Market, port: int) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        async with Simulator(market, port) as exchange:
+            typer.echo("# an exchange on loopback; give a recorder these settings")
+            for name, value in exchange.environment.items():
+                typer.echo(f"export {name}={value}")
+            await stop.wait()
+    except OSError as error:
+        raise ConfigError(f"--port {port}: cannot listen on 127.0.0.1: {error.strerror}") from None
+
+
+@app.command()
+def tables(
+    root: Root = None,
+    quick: Annotated[bool, typer.Option(help="Without duplicates and holes: no row is read.")] = False,
+    json: Json = False,
+) -> None:
+    """What is there: rows, symbols, time span, holes, duplicates, files and bytes of each table."""
+    settings = load(root=root)
+    show.tables(list_tables(settings.root, quick=quick), as_json=json)
+
+
+@app.command()
+def read(
+    dataset: Annotated[str, typer.Argument(help="A table, such as agg_trade.")],
+    symbols: Symbols = None,
+    venue: Annotated[str | None, typer.Option(help="binance-futures, binance, ...")] = None,
+    start: Annotated[str | None, typer.Option(help="From, inclusive: 2024-01-15, 2024-01 or an instant (UTC).")] = None,
+    end: Annotated[str | None, typer.Option(help="To, inclusive: a day is the whole day.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Columns, separated by commas.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Rows at the most; 20 on a terminal.", min=1)] = None,
+    out: Annotated[Path | None, typer.Option(help="Into a .csv, .parquet or .jsonl file.")] = None,
+    root: Root = None,
+    json: Json = False,
+) -> None:
+    """Look at rows, or export them to CSV, Parquet or JSONL."""
+    settings = load(root=root)
+    rows = read_table(
+        dataset,
+        symbols=symbols.split(",") if symbols else None,
+        venue=venue,
+        start=start,
+        end=end,
+        columns=columns.split(",") if columns else None,
+        root=settings.root,
+    )
+    show.rows(rows, limit=limit, out=out, as_json=json)
+
+
+@app.command()
+def optimize(datasets: Datasets = None, root: Root = None) -> None:
+    """Merge today's small files, sort closed days by symbol and time, and drop files that are long replaced."""
+    settings = load(root=root)
+    done = maintenance.maintain(settings.root, _datasets(datasets), datetime.now(UTC), retention_h=settings.retention_h)
+    if not show.done(done):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def vacuum(
+    datasets: Datasets = None,
+    root: Root = None,
+    full: Annotated[bool, typer.Option("--full", help="Also files that no log names; slow.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Delete files that no table has used for LAKE_RETENTION_H hours."""
+    settings = load(root=root)
+    show.done(
+        maintenance.vacuum(
+            settings.root,
+            dataset,
+            retention_h=settings.retention_h,
+            full=full,
+            dry_run=dry_run,
+            now=datetime.now(UTC),
+        )
+        for dataset in _datasets(datasets)
+        if Lake(settings.root).table(dataset)
+    )
+
+
+@app.command()
+def schema(
+    dataset: Annotated[str, typer.Argument(help="A dataset; without one, all of them.")] = "", json: Json = False
+) -> None:
+    """The columns of a dataset: types and meanings; its key."""
+    show.schema([dataset_named(dataset)] if dataset else list(DATASETS.values()), as_json=json)
+
+
+@app.command()
+def status(state: State = None, json: Json = False) -> None:
+    """How a running recorder is. Exit status 1 when none runs, or when it does not record."""
+    settings = load(state=state)
+    show.health(daemon.ask_health(settings), as_json=json)
+
+
+@config_app.command("show")
+def config_show(json: Json = False) -> None:
+    """The settings in force, and where each comes from."""
+    show.settings(load(), as_json=json)
+
+
+@config_app.command("init")
+def config_init(path: Annotated[Path, typer.Argument(help="The file to write.")] = Path(".env")) -> None:
+    """Write a .env with every setting and its default, commented out."""
+    if path.exists():
+        raise ConfigError(f"{path} is there already; remove it first, or name another file")
+    try:
+        path.write_text(example())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+    typer.echo(f"wrote {path}: uncomment what you change")
+
+
+@config_app.command("profile")
+def config_profile() -> None:
+    """What this machine suggests."""
+    show.profile()
+
+
+def _datasets(names: str | None) -> list[Dataset]:
+    return [dataset_named(name) for name in names.split(",")] if names else list(DATASETS.values())
 
 
 def seconds(text: str) -> float:

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from dotenv import dotenv_values
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -168,3 +169,34 @@ def collector_id(settings: Settings) -> str:
 def child_environment(**more: str) -> dict[str, str]:
     """The environment for a process of ours: the same one, for PATH and for the object store's credentials."""
     return {**os.environ, **more}
+
+
+def origin(name: str) -> str:
+    """Where the value of a setting comes from: environment, .env or default."""
+    if name in os.environ:
+        return "environment"
+    return ".env" if name in _dotenv() else "default"
+
+
+def unknown_names() -> list[str]:
+    """`LAKE_` names in the environment and `.env` that are no setting: a slip of the pen changes nothing silently."""
+    known = {field.alias for field in Settings.model_fields.values()}
+    return sorted(name for name in {*os.environ, *_dotenv()} if name.startswith("LAKE_") and name not in known)
+
+
+def _dotenv() -> dict[str, str | None]:
+    return dotenv_values(".env") if Path(".env").exists() else {}
+
+
+def example() -> str:
+    """The text of `.env.example`: every setting with its meaning and its default."""
+    lines = ["# Settings of crypto_lake. Copy to .env and uncomment what you change; the environment wins over .env."]
+    for name, setting in Settings.model_fields.items():
+        lines += ["", f"# {setting.description}", f"#{setting.alias}={_as_text(Settings.model_fields[name].default)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -5,9 +5,11 @@ import contextlib
 import os
 import signal
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -274,3 +276,18 @@ async def run(settings: Settings, *, run_s: float | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     await daemon.run(run_s=run_s)
+
+
+def ask_health(settings: Settings) -> dict[str, Any]:
+    """What the daemon that runs with this LAKE_STATE says of itself. Raises `ConfigError` when none runs."""
+    path = settings.state / STATE_FILE
+    try:
+        running = msgspec.json.decode(path.read_bytes(), type=Running)
+        os.kill(running.pid, 0)
+        with urllib.request.urlopen(f"http://{health.HOST}:{running.port}/health", timeout=5) as page:
+            answer = page.read()
+    except urllib.error.HTTPError as unwell:
+        answer = unwell.read()
+    except (OSError, msgspec.DecodeError):
+        raise ConfigError(f"no crypto-lake runs with LAKE_STATE={settings.state}") from None
+    return {"pid": running.pid, **msgspec.json.decode(answer)}

@@ -39,7 +39,7 @@ async def maintain(settings: Settings, datasets: list[str], drainer: Drainer, st
 
 async def _run(settings: Settings, datasets: list[str], stop: asyncio.Event) -> None:
     process = await asyncio.create_subprocess_exec(
-        *("nice", "-n", NICENESS, sys.executable, "-m", "crypto_lake", "optimize", "--due"),
+        *("nice", "-n", NICENESS, sys.executable, "-m", "crypto_lake", "optimize"),
         *("--datasets", ",".join(datasets)),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,

@@ -57,6 +57,13 @@ def chosen(names: Iterable[str]) -> list[Dataset]:
     return found
 
 
+def dataset_named(name: str) -> Dataset:
+    """Any dataset by its name. Raises `ConfigError`."""
+    if name not in DATASETS:
+        raise ConfigError(f"there is no dataset {name!r}{_nearest(name, DATASETS)}")
+    return DATASETS[name]
+
+
 def parse(words: Iterable[str]) -> dict[str, Wanted]:
     """`BTCUSDT`, `binance:BTCUSDT`, `all`, `binance:all` by venue. Raises `ConfigError` for a venue there is not."""
     named: dict[str, list[str]] = {}

@@ -1,0 +1,254 @@
+"""The drain: from a journal into tables exactly once, into whichever sink, whatever fails in between."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from crypto_lake.config import ConfigError
+from crypto_lake.journal import FRAME, RESPONSE, Journal, segments
+from crypto_lake.models import DATASETS, Dataset
+from crypto_lake.models.rejected import REJECTED
+from crypto_lake.query import read
+from crypto_lake.services.drain import Drain
+from crypto_lake.services.worker import check, sink_of
+from crypto_lake.writers import CommitFailed, Sink
+
+AGG_TRADE = DATASETS["agg_trade"]
+NOON_MS = 1_790_164_800_000
+SINKS = ["delta", "parquet", "jsonl"]
+BAD = b'{"stream":"x","data":{"e":"surprise"}}'
+
+
+def trade(number: int, *, symbol: str = "BTCUSDT", time_ms: int | None = None) -> bytes:
+    data = {
+        "e": "aggTrade", "E": NOON_MS, "s": symbol, "a": number, "p": "1.5", "q": "2", "f": number, "l": number,
+        "T": NOON_MS + number if time_ms is None else time_ms, "m": True, "st": 1,
+    }  # fmt: skip
+    return json.dumps({"stream": f"{symbol.lower()}@aggTrade", "data": data}).encode()
+
+
+class Bench:
+    """A journal, a sink, and drains between them."""
+
+    def __init__(self, home: Path, form: str, dataset: Dataset = AGG_TRADE) -> None:
+        self.root, self.folder, self.form, self.dataset = home / "tables", home / "journal", form, dataset
+        self.journal = Journal(self.folder)
+
+    def write(self, *payloads: bytes) -> None:
+        for payload in payloads:
+            self.journal.append(FRAME, b"binance-futures x", payload, NOON_MS * 1000)
+        self.journal.flush()
+
+    def sink(self) -> Sink:
+        sink = sink_of(self.form, str(self.root))  # type: ignore[arg-type]
+        check(sink, [self.dataset])
+        return sink
+
+    def drain(self, sink: Sink | None = None, *, batch_messages: int = 1000, app: str = "me") -> Drain:
+        return Drain(self.dataset, self.folder, sink or self.sink(), collector=app, batch_messages=batch_messages)
+
+    def rows(self, dataset: Dataset | None = None) -> pl.DataFrame:
+        return read((dataset or self.dataset).name, root=str(self.root)).collect()
+
+    def ids(self) -> list[int]:
+        return sorted(self.rows()["agg_trade_id"])
+
+
+@pytest.fixture(params=SINKS)
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path, request.param)
+    yield made
+    made.journal.close()
+
+
+@pytest.fixture
+def delta(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path, "delta")
+    yield made
+    made.journal.close()
+
+
+def test_every_message_becomes_a_row_and_every_misfit_a_rejected_one(bench: Bench) -> None:
+    bench.write(trade(1), BAD, trade(2), b"")
+    bench.drain().run_dry()
+    assert bench.ids() == [1, 2]
+    assert bench.rows(REJECTED)["payload"].to_list() == [BAD.decode(), ""]
+
+
+def test_a_new_drain_goes_on_where_the_last_one_committed(bench: Bench) -> None:
+    bench.write(*map(trade, range(10)))
+    bench.drain(batch_messages=4).step()
+    assert bench.ids() == [0, 1, 2, 3]
+    bench.drain(batch_messages=3).run_dry()
+    bench.drain().run_dry()
+    assert bench.ids() == list(range(10))
+
+
+def test_midnight_by_the_venues_clock_divides_the_partitions(bench: Bench) -> None:
+    midnight = NOON_MS + 12 * 3_600_000
+    bench.write(trade(1, time_ms=midnight - 1), trade(2, time_ms=midnight))
+    bench.drain().run_dry()
+    dates = dict(bench.rows().select("agg_trade_id", "date").iter_rows())
+    assert str(dates[1]) == "2026-09-23"
+    assert str(dates[2]) == "2026-09-24"
+    assert len(list((bench.root / "agg_trade").glob("date=*"))) == 2
+
+
+def test_repeated_messages_are_one_row(bench: Bench) -> None:
+    bench.write(trade(1), trade(2), trade(2), trade(1))
+    drain = bench.drain()
+    assert drain.step().duplicates == 2
+    bench.write(trade(2), trade(3))  # in a later batch
+    assert drain.step().duplicates == 1
+    bench.write(trade(1), trade(4))  # after a restart
+    assert bench.drain().step().duplicates == 1
+    assert bench.ids() == [1, 2, 3, 4]
+
+
+def test_a_late_row_is_a_row(bench: Bench) -> None:
+    bench.write(trade(1), trade(5))
+    drain = bench.drain()
+    drain.step()
+    bench.write(trade(3), trade(6))
+    assert drain.step().duplicates == 0
+    bench.write(trade(3), trade(4))
+    assert drain.step().duplicates == 1
+    assert bench.ids() == [1, 3, 4, 5, 6]
+
+
+def test_symbols_do_not_stand_in_each_others_way(bench: Bench) -> None:
+    bench.write(trade(100), trade(7, symbol="ETHUSDT"))
+    drain = bench.drain()
+    drain.step()
+    bench.write(trade(8, symbol="ETHUSDT"), trade(101))
+    assert drain.step().duplicates == 0
+
+
+def test_rows_that_somebody_else_wrote_meanwhile_are_not_written_again(bench: Bench) -> None:
+    bench.write(trade(1))
+    live = bench.drain()
+    live.step()
+    other = Bench(bench.root.parent / "other", bench.form)
+    other.root = bench.root
+    other.write(trade(2), trade(3))
+    other.drain(app="other").run_dry()
+    other.journal.close()
+    bench.write(trade(2), trade(3), trade(4))
+    assert live.step().duplicates == 2
+    assert bench.ids() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("fail_at", [1, 2])
+def test_a_commit_that_fails_half_way_is_made_whole(bench: Bench, fail_at: int) -> None:
+    bench.write(trade(1), BAD, trade(2))
+    sink = bench.sink()
+    appends, append = [], sink.append
+
+    def failing(*args: Any, **kwargs: Any) -> None:
+        appends.append(args)
+        if len(appends) == fail_at:
+            raise CommitFailed("the store is away")
+        append(*args, **kwargs)
+
+    sink.append = failing  # type: ignore[method-assign]
+    drain = bench.drain(sink)
+    with pytest.raises(CommitFailed):
+        drain.step()
+    bench.write(trade(3), BAD)  # the journal goes on; the batch must not take this in
+    for again in (drain, bench.drain()):
+        again.run_dry()
+    assert bench.ids() == [1, 2, 3]
+    assert bench.rows(REJECTED).height == 2
+
+
+def test_a_crash_between_two_files_of_one_commit_is_made_whole(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "parquet")
+    days = [trade(n, time_ms=NOON_MS + n * 86_400_000) for n in range(3)]
+    bench.write(*days)
+    bench.drain().run_dry()
+    folder = bench.root / "agg_trade"
+    files = sorted(folder.glob("date=*/*.parquet"))
+    position = folder / ".positions" / "me.agg_trade.json"
+    end = json.loads(position.read_bytes())["position"]
+    position.write_text(json.dumps({"position": 0, "pending": end}))
+    files[1].unlink()  # as if the crash had come between the renames
+    bench.write(trade(3))
+    bench.drain().run_dry()
+    assert bench.ids() == [0, 1, 2, 3]
+    assert set(files) < set(folder.glob("date=*/*.parquet"))
+    bench.journal.close()
+
+
+def test_damage_in_the_journal_is_a_rejected_row(delta: Bench) -> None:
+    delta.write(trade(1), trade(2), trade(3))
+    delta.journal.sync()
+    path = segments(delta.folder)[-1].path
+    content = bytearray(path.read_bytes())
+    content[content.index(b'"a": 2')] ^= 1
+    path.write_bytes(content)
+    delta.drain().run_dry()
+    assert delta.ids() == [1, 3]
+    rejected = delta.rows(REJECTED)
+    assert "the journal is damaged" in rejected["reason"][0]
+    assert '"s": "BTCUSDT"' in rejected["payload"][0]
+
+
+def test_a_frame_of_five_megabytes_that_fits_nothing_is_kept_whole(delta: Bench) -> None:
+    huge = b'{"stream":"x","data":"' + b"a" * 5_000_000 + b'"}'
+    delta.write(huge, trade(1))
+    delta.drain().run_dry()
+    assert delta.rows(REJECTED)["payload"][0].encode() == huge
+    assert delta.ids() == [1]
+
+
+def test_dead_symbols_that_are_polled_again_and_again_are_written_once(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "delta", DATASETS["prices"])
+    ticker = {
+        "symbol": "DEADUSDT", "priceChange": "0", "priceChangePercent": "0", "weightedAvgPrice": "1", "lastPrice": "1",
+        "lastQty": "1", "openPrice": "1", "highPrice": "1", "lowPrice": "1", "volume": "0", "quoteVolume": "0",
+        "openTime": NOON_MS - 86_400_000, "closeTime": NOON_MS, "firstId": -1, "lastId": -1, "count": 0,
+    }  # fmt: skip
+    for _ in range(3):
+        drain = bench.drain()
+        for moment in range(2):
+            body = json.dumps([ticker, {**ticker, "symbol": "LIVEUSDT", "closeTime": NOON_MS + moment}]).encode()
+            bench.journal.append(RESPONSE, b"binance-futures /fapi/v1/ticker/24hr", body, NOON_MS * 1000)
+            bench.journal.flush()
+            drain.step()
+    assert sorted(bench.rows()["symbol"]) == ["DEADUSDT", "LIVEUSDT", "LIVEUSDT"]
+    bench.journal.close()
+
+
+def test_liquidations_of_the_same_moment_are_told_apart_by_their_whole_key(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "delta", DATASETS["liquidation"])
+    case = (Path(__file__).parents[1] / "wire" / "messages.jsonl").read_text().splitlines()
+    one = next(json.loads(line) for line in case if '"a liquidation"' in line)["payload"]
+    drain = bench.drain()
+    for payload in (one, one.replace('"0.014"', '"0.015"'), one):
+        bench.write(payload.encode())
+        drain.step()
+    assert sorted(bench.rows()["quantity"]) == [0.014, 0.015]
+    bench.journal.close()
+
+
+@pytest.mark.parametrize("form", SINKS)
+def test_a_root_that_cannot_be_written_is_one_sentence(tmp_path: Path, form: str) -> None:
+    (tmp_path / "tables").touch()
+    with pytest.raises(ConfigError, match=r"LAKE_ROOT=.*tables"):
+        Bench(tmp_path, form).sink()
+
+
+def test_a_table_of_another_schema_is_one_sentence(tmp_path: Path) -> None:
+    pl.DataFrame({"symbol": ["a"], "price": ["1"]}).write_delta(str(tmp_path / "tables" / "agg_trade"))
+    with pytest.raises(ConfigError, match="table agg_trade has another schema: column venue is missing"):
+        Bench(tmp_path, "delta").sink()
+
+
+def test_files_do_not_go_where_a_delta_table_is(tmp_path: Path) -> None:
+    Bench(tmp_path, "delta").sink()
+    with pytest.raises(ConfigError, match="is a Delta table already"):
+        sink_of("parquet", str(tmp_path / "tables")).check(AGG_TRADE)

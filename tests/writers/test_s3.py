@@ -1,0 +1,69 @@
+"""A lake in an object store: the same drain, over a real S3 protocol server."""
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+from moto.server import ThreadedMotoServer
+
+from crypto_lake.config import ConfigError
+from crypto_lake.journal import FRAME, Journal
+from crypto_lake.models import DATASETS
+from crypto_lake.services.drain import Drain
+from crypto_lake.services.worker import check
+from crypto_lake.writers.delta import Lake
+
+AGG_TRADE = DATASETS["agg_trade"]
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadedMotoServer]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = ThreadedMotoServer("127.0.0.1", port)
+    server.start()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_ALLOW_HTTP": "true",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    import boto3
+
+    boto3.client("s3", endpoint_url=settings["AWS_ENDPOINT_URL"], region_name="us-east-1").create_bucket(Bucket="lake")
+    yield server
+    server.stop()
+
+
+def payload(number: int) -> bytes:
+    data = {"e": "aggTrade", "E": 1_790_164_800_000, "s": "BTCUSDT", "a": number, "p": "1", "q": "1", "f": 1, "l": 1,
+            "T": 1_790_164_800_000, "m": True}  # fmt: skip
+    return json.dumps({"stream": "x", "data": data}).encode()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of botocore, which only makes the bucket
+def test_a_lake_in_s3_holds_every_row_once(tmp_path: Path, store: ThreadedMotoServer) -> None:
+    lake = Lake("s3://lake/tables")
+    check(lake, [AGG_TRADE])
+    journal = Journal(tmp_path)
+    for number in range(100):
+        journal.append(FRAME, b"binance-futures x", payload(number), 1)
+        journal.flush()
+        if number % 30 == 0:
+            Drain(AGG_TRADE, tmp_path, lake, collector="me").run_dry()  # as after a restart
+    Drain(AGG_TRADE, tmp_path, Lake("s3://lake/tables"), collector="me").run_dry()
+    journal.close()
+    assert sorted(pl.read_delta("s3://lake/tables/agg_trade")["agg_trade_id"]) == list(range(100))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_bucket_that_is_not_there_is_one_sentence(store: ThreadedMotoServer) -> None:
+    with pytest.raises(ConfigError, match="LAKE_ROOT=s3://nowhere/tables"):
+        check(Lake("s3://nowhere/tables"), [AGG_TRADE])
