@@ -154,6 +154,5 @@ def assert_book_follows_ticker(root: Path) -> None:
         if row["update_id"] in tops
     ]
     equal = sum(book == ticker for book, ticker in both)
-    print(f"{equal} of {len(both)} best prices agree")
     assert len(both) > 50
-    assert equal >= 0.99 * len(both)
+    assert equal >= 0.99 * len(both), f"{equal} of {len(both)} best prices agree"

@@ -32,6 +32,7 @@ class Journal:
         self._clock_ns = clock_ns
         self._waiting: list[bytes] = []
         self._unwritten = b""
+        self._closed = False
         # Two counters, each with one thread that writes it: a shared one would lose updates.
         self._taken_bytes = self._written_bytes = 0
         try:
@@ -65,6 +66,8 @@ class Journal:
 
     def flush(self) -> None:
         """Writes what waits. Raises `OSError` when the disk will not take it; then everything still waits."""
+        if self._closed:
+            return
         if self._size >= self._segment_bytes:
             self._rotate()
         taken, self._waiting = self._waiting, []
@@ -102,11 +105,14 @@ class Journal:
         return freed
 
     def close(self) -> None:
-        """Writes and syncs what waits, and lets the next writer in."""
+        """Writes and syncs what waits, and lets the next writer in; a second call does nothing."""
+        if self._closed:
+            return
         try:
             self.flush()
             self.sync()
         finally:
+            self._closed = True
             os.close(self._file)
             os.close(self._lock)
 

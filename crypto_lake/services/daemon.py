@@ -65,15 +65,15 @@ class Daemon:
 
         Raises `ConfigError` or `SourceError` when it cannot begin.
         """
-        # What is opened last is closed first: sockets, then journals, and the worker drains whole journals.
+        # What is opened last is closed first: the sockets, then the journals, which the worker then drains whole.
         async with contextlib.AsyncExitStack() as stack:
             pages = await health.start(self.settings.metrics_port, lambda: self.judge(time.time()))
             stack.push_async_callback(pages.close)
             self.port = pages.port
-            await self._drainer.start()
-            stack.push_async_callback(self._drain_and_end, self._watch_drainer())
             stack.callback(self._close_journals)
             self._open_journals()
+            await self._drainer.start()
+            stack.push_async_callback(self._drain_and_end, self._watch_drainer())
             rest = await stack.enter_async_context(Rest(self.settings.rest_address, api_key=self.settings.api_key))
             markets = await resolve(self.wanted, rest)
             stack.enter_context(_state_file(self.settings.state / STATE_FILE, self.port, self.started_s))
@@ -126,6 +126,7 @@ class Daemon:
 
     async def _drain_and_end(self, watching: "asyncio.Task[None]") -> None:
         notify.status("draining the journals")
+        self._close_journals()
         await self._drainer.finish()
         await watching
         left = sum(

@@ -82,12 +82,15 @@ def _write(journals: list[Journal], *, sync: bool) -> None:
 def close_journals(journals: Iterable[Journal]) -> None:
     """Writes the rest and closes. Raises `OSError` when the disk refuses it to the last try."""
     for journal in journals:
-        for tries_left in reversed(range(LAST_TRIES)):
-            try:
-                journal.flush()
-                break
-            except OSError:
-                if not tries_left:
-                    raise
-                time.sleep(RETRY_EVERY_S)
+        _flush_at_last(journal)
         journal.close()
+
+
+def _flush_at_last(journal: Journal) -> None:
+    for tries_left in reversed(range(LAST_TRIES)):
+        try:
+            return journal.flush()
+        except OSError:
+            if not tries_left:
+                raise
+            time.sleep(RETRY_EVERY_S)
