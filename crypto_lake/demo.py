@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Final
 
-import polars as pl
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -96,7 +95,10 @@ def _look(folder: Path) -> None:
     show.tables(tables(root), title="what landed")
     trades = read("agg_trade", symbols=SYMBOL, venue="binance-futures", root=root).sort("agg_trade_id").collect()
     liquidations = read("liquidation", symbols=SYMBOL, venue="binance-futures", root=root).collect()
-    typer.echo(f"{SYMBOL} {_sparkline(trades['price'])}  {trades['price'].min():,} to {trades['price'].max():,}")
+    if trades.is_empty():
+        raise SourceError(f"no trades of {SYMBOL} landed; the recorder's log is {folder}/recorder.jsonl")
+    prices = trades["price"].to_list()
+    typer.echo(f"{SYMBOL} {_sparkline(prices)}  {min(prices):,} to {max(prices):,}")
     path = folder / "demo.png"
     if show.picture(trades, liquidations, path, title=f"{SYMBOL} on the simulated exchange, {trades.height:,} trades"):
         typer.echo(f"picture: {path}")
@@ -104,11 +106,8 @@ def _look(folder: Path) -> None:
         typer.echo("a picture needs matplotlib: pip install 'crypto-lake[plot]'")
 
 
-def _sparkline(prices: pl.Series, width: int = 60) -> str:
+def _sparkline(prices: list[float], width: int = 60) -> str:
     """The course of a price in one line."""
-    if prices.is_empty():
-        return ""
-    some = prices.gather_every(max(1, len(prices) // width))
-    low, high = float(some.min() or 0.0), float(some.max() or 0.0)  # type: ignore[arg-type]
-    span = high - low or 1.0
-    return "".join("▁▂▃▄▅▆▇█"[int((value - low) / span * 7)] for value in some)
+    some = prices[:: max(1, len(prices) // width)]
+    low, span = min(some), max(some) - min(some) or 1.0
+    return "".join("▁▂▃▄▅▆▇█"[int((price - low) / span * 7)] for price in some)

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ import msgspec
 import polars as pl
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from crypto_lake.config import ConfigError, Settings, origin, unknown_names
@@ -17,6 +19,7 @@ from crypto_lake.models import Dataset
 from crypto_lake.writers.maintenance import Done
 
 ROWS_ON_A_TERMINAL: Final = 20
+PAGE_WIDTH: Final = 120
 FAILED: Final = 1
 UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 WRITERS: Final = (".csv", ".parquet", ".jsonl")
@@ -27,12 +30,19 @@ def tables(found: pl.DataFrame, *, as_json: bool = False, title: str = "") -> No
     if as_json:
         _json(found.to_dicts())
         return
+    if found.is_empty():
+        typer.echo("no tables there yet")
+        return
     table = Table(title=title or None, title_justify="left")
-    for name in found.columns:
-        table.add_column(name, justify="left" if name in ("table", "span") else "right")
-    for row in found.to_dicts():
-        table.add_row(*(_cell(name, value) for name, value in row.items()))
-    Console().print(table)
+    table.add_column("table")
+    table.add_column("time span, UTC")
+    for name in ("rows", "symbols", "gaps", "duplicates", "files", "size"):
+        table.add_column(name, justify="right")
+    for row in found.iter_rows(named=True):
+        numbers = (row[name] for name in ("rows", "symbols", "holes", "duplicates", "files"))
+        span = _span(row["first_time"], row["last_time"])
+        table.add_row(row["dataset"], span, *map(_number, numbers), _size(row["bytes"]))
+    _console().print(table)
 
 
 def rows(found: pl.LazyFrame, *, limit: int | None, out: Path | None, as_json: bool) -> None:
@@ -40,12 +50,16 @@ def rows(found: pl.LazyFrame, *, limit: int | None, out: Path | None, as_json: b
     if out is not None:
         _export(found if limit is None else found.head(limit), out)
         return
+    clock = next((name for name in ("time", "received_time", "start_time") if name in found.collect_schema()), None)
+    found = found.sort(clock) if clock else found
     shown = found.head(limit or ROWS_ON_A_TERMINAL).collect()
     if as_json:
         typer.echo(shown.write_ndjson(), nl=False)
         return
-    with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_hide_dataframe_shape=True, fmt_str_lengths=40):
-        typer.echo(shown)
+    table = Table(*shown.columns)
+    for row in shown.iter_rows():
+        table.add_row(*map(_cell, row))
+    _console().print(table)
     if limit is None and shown.height == ROWS_ON_A_TERMINAL:
         typer.echo(f"the first {shown.height} rows; --limit N for more, --out FILE for all")
 
@@ -72,14 +86,16 @@ def schema(datasets: list[Dataset], *, as_json: bool) -> None:
         _json({each.name: {c.name: {"type": str(c.dtype), "meaning": c.meaning} for c in each.columns}
                for each in datasets})  # fmt: skip
         return
-    console = Console()
+    console = _console()
     for dataset in datasets:
         table = Table(title=f"{dataset.name}: {dataset.meaning}", title_justify="left")
         for name in ("column", "type", "null", "meaning"):
             table.add_column(name)
         for column in dataset.columns:
             is_key = "[bold]" if column.name in dataset.key else ""
-            table.add_row(is_key + column.name, _type(column.dtype), "yes" if column.nullable else "", column.meaning)
+            table.add_row(
+                is_key + column.name, escape(_type(column.dtype)), "yes" if column.nullable else "", column.meaning
+            )
         console.print(table)
         console.print(f"key: {', '.join(dataset.key) or 'none'}\n")
 
@@ -96,7 +112,7 @@ def settings(in_force: Settings, *, as_json: bool) -> None:
     table = Table("setting", "value", "from")
     for fact in facts:
         table.add_row(*map(str, fact.values()))
-    Console().print(table)
+    _console().print(table)
     for name in unknown_names():
         typer.echo(f"{name} is set, but there is no such setting", err=True)
 
@@ -119,7 +135,7 @@ def health(answer: dict[str, Any], *, as_json: bool) -> None:
                 "none yet" if ago is None else f"{ago:.0f} s ago",
                 _size(drain["backlog_bytes"]),
             )
-        Console().print(table)
+        _console().print(table)
     if answer["status"] == "failing":
         raise typer.Exit(FAILED)
 
@@ -155,7 +171,7 @@ def profile() -> None:
 def picture(price: pl.DataFrame, liquidations: pl.DataFrame, path: Path, *, title: str) -> bool:
     """Draws price, traded volume and liquidations of one symbol to a PNG; False where matplotlib is not installed.
 
-    `price` has time, price, quantity and is_buyer_maker, `liquidations` time, price and side.
+    `price` has time, price, quantity and is_buyer_maker, `liquidations` time, average_price and side.
     """
     try:
         import matplotlib as mpl
@@ -171,7 +187,7 @@ def picture(price: pl.DataFrame, liquidations: pl.DataFrame, path: Path, *, titl
     for side, marker, colour in (("SELL", "v", "#c1121f"), ("BUY", "^", "#2a9d8f")):
         some = liquidations.filter(pl.col("side") == side)
         name = "longs liquidated" if side == "SELL" else "shorts liquidated"
-        above.scatter(some["time"], some["price"], marker=marker, color=colour, label=name, zorder=3)
+        above.scatter(some["time"], some["average_price"], marker=marker, color=colour, label=name, zorder=3)
     above.legend(loc="upper left", frameon=False)
     above.set_title(title, loc="left")
     above.set_ylabel("price")
@@ -189,14 +205,28 @@ def picture(price: pl.DataFrame, liquidations: pl.DataFrame, path: Path, *, titl
     return True
 
 
-def _cell(name: str, value: Any) -> str:
-    if value is None:
+def _console() -> Console:
+    # In a file or a pipe there is no width to fit into, and a table folded to 80 columns is hard to read.
+    return Console() if sys.stdout.isatty() else Console(width=PAGE_WIDTH)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S.%f}"
+    if isinstance(value, list):
+        return f"{len(value)} levels"
+    return escape("" if value is None else str(value))
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _span(first: datetime | None, last: datetime | None) -> str:
+    if first is None or last is None:
         return "-"
-    if name == "bytes":
-        return _size(value)
-    if hasattr(value, "strftime"):
-        return str(value.strftime("%Y-%m-%d %H:%M:%S"))
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    to = f"{last:%H:%M:%S}" if first.date() == last.date() else f"{last:%Y-%m-%d %H:%M:%S}"
+    return f"{first:%Y-%m-%d %H:%M:%S} to {to}"
 
 
 def _size(size_bytes: float) -> str:
