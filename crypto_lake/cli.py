@@ -275,10 +275,10 @@ def run_loop(work: Coroutine[Any, Any, Any]) -> Any:
     return uvloop.run(work)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """The program: exit status 0 done, 1 failed with a sentence on stderr, 2 wrong usage."""
     try:
-        app()
+        app(arguments)
     except* EXPECTED as group:
         fail(str(_first(group)))
 

@@ -16,6 +16,8 @@ from crypto_lake.models.dataset import LEVELS, TIME, Dataset
 from crypto_lake.models.frame import FRAME, RESPONSE, Records
 from crypto_lake.processors.levels import NotLevels, level_lists
 
+# What an event may tell beside the table's columns: its own time, `st`, and the kind of fill.
+HELPERS: Final[dict[str, pl.DataType]] = {"event_time": TIME, "market_type": pl.Int64(), "fill": pl.String()}
 COIN_M: Final = "binance-delivery"
 COIN_M_TYPE: Final = 2  # `st` of a COIN-M row, since 2026-06-30 (PROTOCOLS A.6)
 # BTCUSD_PERP, BTCUSD_260925; USD-M deliveries are BTCUSDT_260925.
@@ -245,14 +247,14 @@ def _values(events: list[Any], getters: tuple[Callable[[Any], Any], ...]) -> lis
 
 
 def _column(dataset: Dataset, name: str, values: list[Any], wrong: dict[int, str]) -> pl.Series:
-    dtype = dataset.schema.get(name)
+    dtype = dataset.schema.get(name) or HELPERS[name]
     if dtype == TIME:
         return _times(name, values)
     if dtype == pl.Float64:
         return _decimals(name, values, wrong, nullable=dataset.column(name).nullable)
     if dtype == LEVELS:
         return _levels(name, values, wrong)
-    return pl.Series(name, values, dtype or (pl.Int64 if name == "market_type" else pl.String))
+    return pl.Series(name, values, dtype)
 
 
 def _times(name: str, values: list[Any]) -> pl.Series:

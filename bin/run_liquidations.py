@@ -1,0 +1,8 @@
+#!/usr/bin/env python3
+"""Record liquidations. Settings come from .env; more words go to `crypto-lake run`."""
+
+import sys
+
+from crypto_lake.cli import main
+
+main(["run", "--datasets", "liquidation", *sys.argv[1:]])

@@ -1,0 +1,63 @@
+"""Holes in ids: what a table lacks between two rows that it has."""
+
+from typing import Final
+
+import polars as pl
+
+from crypto_lake.models.dataset import TIME, Dataset
+
+HOLES: Final[dict[str, pl.DataType]] = {
+    "venue": pl.String(),
+    "symbol": pl.String(),
+    "first_id": pl.Int64(),
+    "last_id": pl.Int64(),
+    "start_time": TIME,
+    "end_time": TIME,
+}
+
+
+def has_sequence(dataset: Dataset) -> bool:
+    """Whether holes can be seen in the dataset's ids."""
+    return dataset.sequence is not None or dataset.chain is not None
+
+
+def columns_needed(dataset: Dataset) -> list[str]:
+    """The columns that `holes` looks at."""
+    ids: tuple[str, ...] = (dataset.sequence,) if dataset.sequence else ()
+    if dataset.chain:
+        ids = (dataset.chain.first, dataset.chain.last, dataset.chain.previous, dataset.chain.apart)
+    return ["venue", "symbol", "time", *ids]
+
+
+def holes(dataset: Dataset, frame: pl.DataFrame) -> pl.DataFrame:
+    """The stretches of ids that are missing between rows of the same venue and symbol, both ends inclusive.
+
+    The order of the rows does not matter, nor do repetitions. `start_time` and `end_time` are those of the rows on
+    either side. Of a chain the missing ids go up to what the next event says that it follows; an event which reaches
+    back behind the one before it (another connection cut the updates otherwise) leaves nothing out.
+    """
+    assert has_sequence(dataset), f"{dataset.name} has neither sequence nor chain"
+    within = ["venue", "symbol"]
+    links = _links(dataset, frame).drop_nulls("last").sort(*within, "last", "follows")
+    before = pl.col("last").cum_max().shift(1).over(within)
+    found = links.with_columns(before.alias("before"), pl.col("time").shift(1).over(within).alias("start_time"))
+    return found.filter(pl.col("follows") > pl.col("before")).select(
+        *within,
+        (pl.col("before") + 1).alias("first_id"),
+        pl.col("follows").alias("last_id"),
+        "start_time",
+        pl.col("time").alias("end_time"),
+    )
+
+
+def _links(dataset: Dataset, frame: pl.DataFrame) -> pl.DataFrame:
+    """Per row the last id that it holds, and the id that it comes directly after."""
+    if dataset.sequence:
+        own = pl.col(dataset.sequence)
+        return frame.select("venue", "symbol", "time", own.alias("last"), (own - 1).alias("follows"))
+    chain = dataset.chain
+    assert chain is not None
+    follows = pl.coalesce(chain.previous, pl.col(chain.first) - 1)
+    return frame.filter(~pl.col(chain.apart)).select(
+        "venue", "symbol", "time", pl.col(chain.last).alias("last"), follows.alias("follows")
+    )
