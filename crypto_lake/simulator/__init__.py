@@ -1,0 +1,18 @@
+"""An exchange on loopback: a market, generated or replayed, behind the venue's own WebSocket and REST protocols."""
+
+from crypto_lake.simulator.generated import GeneratedMarket, made_up_symbols
+from crypto_lake.simulator.hub import Connection
+from crypto_lake.simulator.market import Frame, Market
+from crypto_lake.simulator.replayed import ReplayedMarket
+from crypto_lake.simulator.server import Simulator, serve
+
+__all__ = [
+    "Connection",
+    "Frame",
+    "GeneratedMarket",
+    "Market",
+    "ReplayedMarket",
+    "Simulator",
+    "made_up_symbols",
+    "serve",
+]

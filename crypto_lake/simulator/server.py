@@ -1,0 +1,273 @@
+"""The exchange on loopback: WebSocket and REST on one port, played by a market."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import msgspec
+from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
+
+from crypto_lake.config import FUTURES, SPOT
+from crypto_lake.simulator import control
+from crypto_lake.simulator.hub import MAX_UNREAD_BYTES, UNREAD_ENOUGH_BYTES, Connection, Hub
+from crypto_lake.simulator.market import Market, Question, Refusal
+from crypto_lake.simulator.rest import ENDPOINTS, Endpoint, TooMuch, WeightMeter, question_of
+from crypto_lake.simulator.streams import MARKET, PRIVATE, PUBLIC, UNROUTED
+
+# How often the market is asked what is due; short enough that nobody sees the steps, long enough to share a write.
+TICK_S = 0.005
+MAX_REQUEST_LINE_BYTES = 16 * 1024
+# Longer lines aiohttp refuses by itself with 400; up to here we can give the venue's own 414.
+_READABLE_LINE_BYTES = 256 * 1024
+_CLOSE_TIMEOUT_S = 1.0
+
+
+class Simulator:
+    """An exchange on 127.0.0.1 for the time of an `async with`; the same market may be served again later.
+
+    The market's clock runs on between two times of being served, as the venue's does while it cannot be reached.
+    """
+
+    def __init__(
+        self,
+        market: Market,
+        port: int = 0,
+        *,
+        ping_every_s: float = 180.0,
+        client_messages_per_s: int = 10,
+        weight_limits: dict[str, int] | None = None,
+        ban_after: int = 5,
+        ban_s: float = 120.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        limits = {FUTURES: 2400, SPOT: 6000, **(weight_limits or {})}
+        self.market, self.port = market, port
+        self.meters = {
+            venue: WeightMeter(limit, ban_after=ban_after, ban_s=ban_s, clock=clock) for venue, limit in limits.items()
+        }
+        self._ping_every_s, self._client_messages_per_s = ping_every_s, client_messages_per_s
+        self._hub = Hub()
+
+    @property
+    def ws_url(self) -> str:
+        """Of both venues; futures routes and spot paths are told apart by the path."""
+        return f"ws://127.0.0.1:{self.port}"
+
+    @property
+    def rest_url(self) -> str:
+        """Of both venues."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The settings that point a collector here."""
+        return {
+            "LAKE_BINANCE_FUTURES_WS": self.ws_url,
+            "LAKE_BINANCE_FUTURES_REST": self.rest_url,
+            "LAKE_BINANCE_WS": self.ws_url,
+            "LAKE_BINANCE_REST": self.rest_url,
+        }
+
+    @property
+    def connections(self) -> tuple[Connection, ...]:
+        """What is open now."""
+        return tuple(self._hub.connections)
+
+    @property
+    def used_weight(self) -> dict[str, int]:
+        """Request weight used per venue in the minute that is now; `meters[venue].by_minute` has the earlier ones."""
+        return {venue: meter.used for venue, meter in self.meters.items()}
+
+    @property
+    def finished(self) -> asyncio.Future[None]:
+        """To be awaited: the market has nothing more to send and has handed all of it to the readers."""
+        return asyncio.shield(self._player)
+
+    async def cut(self, connection: Connection | None = None) -> None:
+        """Abort one connection, or all, on the TCP level; returns when they are gone."""
+        victims = self.connections if connection is None else (connection,)
+        for victim in victims:
+            victim.abort()
+        for victim in victims:
+            await victim.closed.wait()
+
+    async def __aenter__(self) -> Self:
+        self._runner = web.AppRunner(
+            self._application(),
+            access_log=None,
+            shutdown_timeout=_CLOSE_TIMEOUT_S,
+            max_line_size=_READABLE_LINE_BYTES,
+            max_field_size=_READABLE_LINE_BYTES,
+        )
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+        self._player = asyncio.create_task(self._play(), name="market")
+        self._pinger = asyncio.create_task(self._ping(), name="pings")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        tasks = (self._player, self._pinger)
+        for task in tasks:
+            task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        await self.cut()
+        await self._runner.cleanup()
+        failure = next((each for each in outcomes if isinstance(each, Exception)), None)
+        if failure is not None and kind is None:
+            raise failure
+
+    def _application(self) -> web.Application:
+        application = web.Application()
+        for path in ENDPOINTS:
+            application.router.add_get(path, self._rest)
+        for prefix in (UNROUTED, PUBLIC, MARKET, PRIVATE):
+            before = f"/{prefix}" if prefix else ""
+            for path in ("/ws", "/ws/{names:.*}", "/stream"):
+                application.router.add_get(before + path, self._websocket)
+        return application
+
+    # The market: ask what is due, hand it round, let the readers read.
+
+    async def _play(self) -> None:
+        loop = asyncio.get_running_loop()
+        await self._until_ready(loop)
+        while not self.market.over:
+            count = 0
+            for frame in self.market.due(loop.time()):
+                self._hub.publish(frame)
+                count += 1
+            self._hub.flush()
+            await self._let_read(paused=count == 0)
+        if self.market.waits_for_readers:
+            await self._read_down_to(0)
+
+    async def _until_ready(self, loop: asyncio.AbstractEventLoop) -> None:
+        first_s: float | None = None
+        while True:
+            kinds = self._hub.kinds()
+            if first_s is None and kinds:
+                first_s = loop.time()
+            if self.market.ready(kinds, 0.0 if first_s is None else loop.time() - first_s):
+                return
+            await asyncio.sleep(TICK_S)
+
+    async def _let_read(self, *, paused: bool) -> None:
+        if self.market.waits_for_readers:
+            await asyncio.sleep(TICK_S if paused else 0)
+            await self._read_down_to(UNREAD_ENOUGH_BYTES)
+            return
+        for connection in list(self._hub.behind(MAX_UNREAD_BYTES)):
+            connection.abort()
+        await asyncio.sleep(TICK_S)
+
+    async def _read_down_to(self, unread_bytes: int) -> None:
+        while any(self._hub.behind(unread_bytes)):  # noqa: ASYNC110 - transports tell their protocol only
+            await asyncio.sleep(TICK_S)
+
+    async def _ping(self) -> None:
+        while True:
+            await asyncio.sleep(self._ping_every_s)
+            for connection in self._hub.connections:
+                connection.ping(str(time.time_ns() // 1_000_000).encode())
+
+    # WebSocket
+
+    async def _websocket(self, request: web.Request) -> web.StreamResponse:
+        names = _names_in(request)
+        socket = web.WebSocketResponse(autoping=False, compress=False, timeout=_CLOSE_TIMEOUT_S)
+        await socket.prepare(request)
+        assert request.transport is not None
+        route = next((each for each in (PUBLIC, MARKET, PRIVATE) if request.path.startswith(f"/{each}/")), UNROUTED)
+        is_combined = request.path.removeprefix(f"/{route}" if route else "") == "/stream"
+        connection = Connection(self._hub, request.transport, route=route, combined=is_combined)
+        self._hub.open(connection)
+        try:
+            for name in names:
+                connection.subscribe(name)
+            await self._converse(socket, connection)
+        finally:
+            self._hub.close(connection)
+        return socket
+
+    async def _converse(self, socket: web.WebSocketResponse, connection: Connection) -> None:
+        """Answer the client until it goes or talks too much."""
+        heard: deque[float] = deque(maxlen=self._client_messages_per_s + 1)
+        loop = asyncio.get_running_loop()
+        async for message in socket:
+            heard.append(loop.time())
+            if len(heard) == heard.maxlen and heard[-1] - heard[0] < 1.0:
+                self._hub.close(connection)
+                await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"Too many requests")
+                return
+            _react(message, connection)
+
+    # REST
+
+    async def _rest(self, request: web.Request) -> web.Response:
+        endpoint = ENDPOINTS[request.path]
+        meter = self.meters[endpoint.venue]
+        try:
+            body = await self._answer(endpoint, request, meter)
+            return web.Response(body=body, content_type="application/json", headers=_used(meter))
+        except Refusal as refusal:
+            return _refused(refusal, meter)
+
+    async def _answer(self, endpoint: Endpoint, request: web.Request, meter: WeightMeter) -> bytes:
+        question: Question | None = None
+        try:
+            question = question_of(endpoint, request.query, self.market)
+        finally:
+            meter.charge(1 if question is None else endpoint.weigh(question))
+        if endpoint.name == "ping":
+            return b"{}"
+        if endpoint.name == "time":
+            return b'{"serverTime":%d}' % self.market.clock_ms
+        return await self.market.answer(question)
+
+
+def _names_in(request: web.Request) -> list[str]:
+    """The streams named in the address; raises the venue's refusal of one that is too long."""
+    if len(f"GET {request.raw_path} HTTP/1.1") > MAX_REQUEST_LINE_BYTES:
+        raise web.HTTPRequestURITooLong
+    text = request.match_info.get("names") or request.query.get("streams", "")
+    names = [name for name in text.split("/") if name]
+    if len(set(names)) > control.MAX_STREAMS:
+        raise web.HTTPBadRequest(text=f"at most {control.MAX_STREAMS} streams per connection")
+    return names
+
+
+def _react(message: WSMessage, connection: Connection) -> None:
+    if message.type is WSMsgType.PING:
+        connection.pong(message.data)
+    elif message.type is WSMsgType.TEXT:
+        connection.reply(control.answer(message.data, connection))
+
+
+def _used(meter: WeightMeter) -> dict[str, str]:
+    return {"X-MBX-USED-WEIGHT-1M": str(meter.used)}
+
+
+def _refused(refusal: Refusal, meter: WeightMeter) -> web.Response:
+    headers = _used(meter)
+    if isinstance(refusal, TooMuch):
+        headers["Retry-After"] = str(int(refusal.retry_after_s) + 1)
+    body = msgspec.json.encode({"code": refusal.code, "msg": str(refusal)})
+    return web.Response(status=refusal.status, body=body, content_type="application/json", headers=headers)
+
+
+async def serve(market: Market, *, port: int, stop: asyncio.Event) -> None:
+    """Be an exchange until `stop` is set; raises `OSError` when the port is taken."""
+    async with Simulator(market, port) as exchange:
+        stopping = asyncio.create_task(stop.wait())
+        finished = exchange.finished
+        await asyncio.wait((stopping, finished), return_when=asyncio.FIRST_COMPLETED)
+        if finished.done():
+            finished.result()
+        await stopping
