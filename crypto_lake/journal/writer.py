@@ -114,6 +114,8 @@ class Journal:
         finally:
             self._closed = True
             os.close(self._file)
+            if self._size <= len(MAGIC):
+                self._path.unlink()  # nothing came: leave nothing behind
             os.close(self._lock)
 
     def _rotate(self) -> None:
@@ -136,7 +138,7 @@ class Journal:
             os.close(file)
             path.unlink()
             raise
-        self._file, self._start, self._size = file, start, len(MAGIC)
+        self._file, self._path, self._start, self._size = file, path, start, len(MAGIC)
 
 
 def _locked(path: Path) -> int:

@@ -150,7 +150,7 @@ def _decode_slowly(event: type[Struct], records: Records, row: int, found: _Even
         try:
             found.events.append(_decoder(event)(element))
         except UNDECODABLE as error:
-            if not _is_acknowledgement(element):
+            if not _is_control(element):
                 refused.append(_refusal(records, row, str(error), bytes(element) if len(elements) > 1 else payload))
             continue
         found.rows.append(row)
@@ -158,13 +158,13 @@ def _decode_slowly(event: type[Struct], records: Records, row: int, found: _Even
             found.raw[id(found.events[-1])] = bytes(element)
 
 
-def _is_acknowledgement(payload: bytes) -> bool:
-    """`{"result":null,"id":1}`: the venue took a command; it says nothing about data."""
+def _is_control(payload: bytes) -> bool:
+    """Words about the connection, not data: `{"result":null,"id":1}` took a command, `serverShutdown` says good-bye."""
     try:
         answer = _decoder(dict[str, Any])(payload)
     except UNDECODABLE:
         return False
-    return "id" in answer and answer.get("result", ...) is None
+    return ("id" in answer and answer.get("result", ...) is None) or answer.get("e") == "serverShutdown"
 
 
 def _decode_body(body: type[Struct], records: Records, row: int, found: _Events, refused: list[Refused]) -> None:

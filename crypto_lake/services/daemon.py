@@ -32,6 +32,7 @@ log = structlog.get_logger()
 
 OBSERVE_EVERY_S: Final = 1.0
 FORGET_EVERY_S: Final = 60.0
+FIRST_FORGET_S: Final = 5.0
 READY_PATIENCE_S: Final = 30.0
 STATE_FILE: Final = "daemon.json"
 INTERRUPTED: Final = 130
@@ -196,7 +197,7 @@ class Daemon:
     async def _observe(self, quiet: asyncio.Event) -> None:
         """Once a second what is seen goes into the metrics; once a minute old journal files go."""
         counted: dict[str, tuple[int, int]] = {}
-        forgot_s = time.monotonic()
+        forgot_s = time.monotonic() - FORGET_EVERY_S + FIRST_FORGET_S
         while not quiet.is_set():
             await _until(quiet, OBSERVE_EVERY_S)
             for feed in self.feeds:

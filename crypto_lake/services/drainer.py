@@ -54,6 +54,7 @@ class Drainer:
             datasets=datasets,
             commit_every_s=settings.commit_every_s,
             batch_messages=settings.batch_messages,
+            has_recorded=any(settings.journals.glob("*/*.journal")),
         )
         self._process: asyncio.subprocess.Process | None = None
         self._troubled: set[str] = set()
@@ -130,6 +131,8 @@ class Drainer:
                     self._count(batch)
                 case Trouble() as trouble:
                     self._worry(trouble)
+                case Refusal(reason):
+                    raise ConfigError(reason)
                 case Round() as done:
                     self.progress.positions, self.progress.rss_bytes = done.positions, done.rss_bytes
                     metrics.drain_rss_bytes.set(done.rss_bytes)

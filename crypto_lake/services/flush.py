@@ -89,7 +89,8 @@ def close_journals(journals: Iterable[Journal]) -> None:
 def _flush_at_last(journal: Journal) -> None:
     for tries_left in reversed(range(LAST_TRIES)):
         try:
-            return journal.flush()
+            journal.flush()
+            return
         except OSError:
             if not tries_left:
                 raise

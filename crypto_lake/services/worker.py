@@ -25,7 +25,7 @@ from crypto_lake.journal import end_of
 from crypto_lake.models import DATASETS, Dataset
 from crypto_lake.models.rejected import REJECTED
 from crypto_lake.services.drain import Drain, Drained
-from crypto_lake.writers import CommitFailed, CommitUnknown, Sink
+from crypto_lake.writers import CommitFailed, CommitUnknown, Sink, StoreAway
 from crypto_lake.writers.delta import Lake
 from crypto_lake.writers.files import Files
 
@@ -47,6 +47,8 @@ class Order(Struct):
     datasets: list[str]
     commit_every_s: float
     batch_messages: int
+    # Whether a store that is away at the start is waited for: a first start would be a mistake of the settings.
+    has_recorded: bool = False
     last_drain_s: float = 30.0
 
 
@@ -109,11 +111,27 @@ def work(order: Order) -> None:
         for name in order.datasets
     ]
     with _alone(journals):
-        check(sink, [drain.dataset for drain in drains])
+        trouble = _trouble(sink, drains)
+        if trouble and not order.has_recorded:
+            raise trouble
         _say(Ready())
-        while not _told_to_end(order.commit_every_s):
-            drain_all(drains, time.monotonic() + 10 * order.commit_every_s)
-        drain_all(drains, time.monotonic() + order.last_drain_s)
+        is_told_to_end = False
+        while not is_told_to_end:
+            if trouble:
+                _say(Trouble(drains[0].dataset.name, str(trouble)))
+            is_told_to_end = _told_to_end(order.commit_every_s)
+            trouble = trouble and _trouble(sink, drains)
+            if not trouble:
+                patience_s = order.last_drain_s if is_told_to_end else 10 * order.commit_every_s
+                drain_all(drains, time.monotonic() + patience_s)
+
+
+def _trouble(sink: Sink, drains: list[Drain]) -> StoreAway | None:
+    try:
+        check(sink, [drain.dataset for drain in drains])
+    except StoreAway as away:
+        return away
+    return None
 
 
 def check(sink: Sink, datasets: list[Dataset]) -> None:

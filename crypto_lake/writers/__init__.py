@@ -4,6 +4,7 @@ from typing import Protocol
 
 import polars as pl
 
+from crypto_lake.config import ConfigError
 from crypto_lake.models import Dataset
 
 
@@ -15,6 +16,10 @@ class CommitUnknown(Exception):
     """It cannot be told whether it was written; look at the position before trying again."""
 
 
+class StoreAway(ConfigError):
+    """The place for the tables cannot be written now; who has recorded into it before may expect it back."""
+
+
 class Sink(Protocol):
     """Where a drain puts rows: Delta tables or files, all with the same rule.
 
@@ -23,7 +28,7 @@ class Sink(Protocol):
     """
 
     def check(self, dataset: Dataset) -> None:
-        """Raises `ConfigError` when rows of the dataset could not be written here."""
+        """Makes the place ready. Raises `StoreAway`, or `ConfigError` when something else is there."""
 
     def position(self, dataset: Dataset, app: str) -> int:
         """The journal position up to which the table holds the records of `app`; 0 if it holds none."""

@@ -1,5 +1,7 @@
 """Delta tables: rows and the journal position that they pay for, in one commit."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import polars as pl
@@ -17,13 +19,13 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from crypto_lake.config import ConfigError
 from crypto_lake.models import Dataset
 from crypto_lake.models.dataset import TIME
-from crypto_lake.writers import CommitFailed, CommitUnknown
+from crypto_lake.writers import CommitFailed, CommitUnknown, StoreAway
 
 PARTITION: Final = "date"
 # A fact and its repetition may fall on two sides of midnight where the venue gives no time and ours stands in.
 SLACK: Final = pl.duration(days=1)
 # Whatever the object store or the log raises; a commit either shows in the table afterwards or it does not.
-STORE_ERRORS: Final = (DeltaError, OSError, ValueError)
+STORE_ERRORS: Final = (DeltaError, OSError, ValueError, pl.exceptions.PolarsError)
 
 
 class Lake:
@@ -42,7 +44,7 @@ class Lake:
         return f"{self.root}/{dataset.name}"
 
     def table(self, dataset: Dataset) -> DeltaTable | None:
-        """The table as it is now; None if there is none yet.
+        """The table as it is now; None if there is none.
 
         Opened anew each time: a handle that is kept grows slower and larger with every commit.
         """
@@ -52,12 +54,15 @@ class Lake:
             return None
 
     def check(self, dataset: Dataset) -> None:
-        """Raises `ConfigError` when the root cannot be written or the table there has other columns."""
+        """Makes the table if there is none.
+
+        Raises `StoreAway` when the root cannot be written, `ConfigError` when the table there has other columns.
+        """
         try:
             table = self.table(dataset) or self._create(dataset)
+            found = dict(pl.Schema(table.schema()))
         except STORE_ERRORS as error:
-            raise ConfigError(f"LAKE_ROOT={self.root}: {dataset.name} cannot be opened: {_reason(error)}") from None
-        found = dict(pl.DataFrame(table.to_pyarrow_dataset().schema.empty_table()).schema)
+            raise StoreAway(f"LAKE_ROOT={self.root}: {dataset.name} cannot be opened: {_reason(error)}") from None
         for name, dtype in dataset.schema.items():
             if found.get(name) != dtype:
                 is_now = found.get(name, "missing")
@@ -68,11 +73,8 @@ class Lake:
 
     def position(self, dataset: Dataset, app: str) -> int:
         """The journal position up to which the table holds the records of `app`; 0 if it holds none."""
-        try:
-            table = self.table(dataset)
-            return (table.transaction_version(app) or 0) if table else 0
-        except STORE_ERRORS as error:
-            raise CommitFailed(f"{dataset.name}: {_reason(error)}") from error
+        with _failing(dataset):
+            return self._there(dataset).transaction_version(app) or 0
 
     def pending(self, dataset: Dataset, app: str) -> int:
         """Never: a Delta commit is there or it is not."""
@@ -84,20 +86,19 @@ class Lake:
         Raises `CommitFailed` when nothing was written, `CommitUnknown` when the table cannot be asked.
         """
         try:
+            table = self._there(dataset)
             write_deltalake(
-                self.uri(dataset),
+                table,
                 rows,
                 mode="append",
-                partition_by=[PARTITION],
                 writer_properties=live_properties(dataset),
                 commit_properties=CommitProperties(app_transactions=[Transaction(app, end)]),
                 # Deleting old logs after a commit may fail although the commit stands; maintenance does that.
                 post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),
             )
         except STORE_ERRORS as error:
-            self._settle(dataset, app, end, error)
-        if table := self.table(dataset):
-            self._versions[dataset.name] = table.version()
+            table = self._settled(dataset, app, end, error)
+        self._versions[dataset.name] = table.version()
 
     def marks(self, dataset: Dataset, groups: pl.DataFrame) -> pl.DataFrame:
         """The highest value of the order column per group, for groups that have rows.
@@ -105,50 +106,55 @@ class Lake:
         Walks the days from the newest back until every group has shown itself: order and time rise together.
         """
         assert dataset.order is not None
-        within, found = (
-            list(dataset.within),
-            groups.clear().with_columns(pl.lit(None, dataset.schema[dataset.order]).alias(dataset.order)),
-        )
-        scan = self._scan(dataset)
-        if scan is None or groups.is_empty():
-            return found
-        table = self.table(dataset)
-        assert table is not None
-        for day in sorted({part[PARTITION] for part in table.partitions()}, reverse=True):
-            missing = groups.join(found, on=within, how="anti")
-            if missing.is_empty():
-                break
-            of_day = scan.filter(
-                pl.col(PARTITION) == pl.lit(day).str.to_date(), pl.col("symbol").is_in(missing["symbol"].implode())
-            )
-            best = of_day.group_by(within).agg(pl.col(dataset.order).max()).collect()
-            found = pl.concat([found, best.join(missing, on=within, how="semi").select(found.columns)])
+        within = list(dataset.within)
+        found = groups.clear().with_columns(pl.lit(None, dataset.schema[dataset.order]).alias(dataset.order))
+        with _failing(dataset):
+            table = self._there(dataset)
+            rows = pl.scan_delta(table)
+            for day in sorted({part[PARTITION] for part in table.partitions()}, reverse=True):
+                missing = groups.join(found, on=within, how="anti")
+                if missing.is_empty():
+                    break
+                of_day = rows.filter(
+                    pl.col(PARTITION) == pl.lit(day).str.to_date(), pl.col("symbol").is_in(missing["symbol"].implode())
+                )
+                best = of_day.group_by(within).agg(pl.col(dataset.order).max()).collect()
+                found = pl.concat([found, best.join(missing, on=within, how="semi").select(found.columns)])
         return found
 
     def known(self, dataset: Dataset, rows: pl.DataFrame) -> pl.DataFrame:
         """The keys among those of `rows` that the table holds."""
         key = list(dataset.key)
-        scan = self._scan(dataset)
-        if scan is None or rows.is_empty():
-            return rows.select(key).clear()
         dates = (rows[PARTITION].min(), rows[PARTITION].max())
-        near = scan.filter(
-            pl.col(PARTITION).is_between(pl.lit(dates[0]) - SLACK, pl.lit(dates[1]) + SLACK),
-            pl.col("symbol").is_in(rows["symbol"].unique().implode()),
-        )
-        if dataset.order:
-            near = near.filter(pl.col(dataset.order).is_between(rows[dataset.order].min(), rows[dataset.order].max()))
-        return near.select(key).join(rows.select(key).lazy(), on=key, how="semi").unique().collect()
+        with _failing(dataset):
+            near = pl.scan_delta(self._there(dataset)).filter(
+                pl.col(PARTITION).is_between(pl.lit(dates[0]) - SLACK, pl.lit(dates[1]) + SLACK),
+                pl.col("symbol").is_in(rows["symbol"].unique().implode()),
+            )
+            if dataset.order:
+                order = rows[dataset.order]
+                near = near.filter(pl.col(dataset.order).is_between(order.min(), order.max()))
+            return near.select(key).join(rows.select(key).lazy(), on=key, how="semi").unique().collect()
 
     def was_changed_by_others(self, dataset: Dataset) -> bool:
         """Whether a commit that was not made here added rows; compacting adds none."""
-        table = self.table(dataset)
         before = self._versions.get(dataset.name)
-        if table is None or before is None or table.version() == before:
+        if before is None:
             return False
-        commits = table.history(table.version() - before)
-        self._versions[dataset.name] = table.version()
-        return any(commit.get("operation") not in MAINTENANCE for commit in commits)
+        with _failing(dataset):
+            table = self._there(dataset)
+            if table.version() == before:
+                return False
+            commits = table.history(table.version() - before)
+            self._versions[dataset.name] = table.version()
+            return any(commit.get("operation") not in MAINTENANCE and REARRANGED not in commit for commit in commits)
+
+    def _there(self, dataset: Dataset) -> DeltaTable:
+        """The table. A drain never makes one: where a disk is not mounted it would write beside the real table."""
+        table = self.table(dataset)
+        if table is None:
+            raise DeltaError(f"{self.uri(dataset)} is not there any more")
+        return table
 
     def _create(self, dataset: Dataset) -> DeltaTable:
         return DeltaTable.create(
@@ -161,20 +167,29 @@ class Lake:
             configuration=TABLE_PROPERTIES,
         )
 
-    def _scan(self, dataset: Dataset) -> pl.LazyFrame | None:
-        table = self.table(dataset)
-        return None if table is None else pl.scan_delta(table)
-
-    def _settle(self, dataset: Dataset, app: str, end: int, error: Exception) -> None:
+    def _settled(self, dataset: Dataset, app: str, end: int, error: Exception) -> DeltaTable:
+        """The table if the commit of `end` is in it all the same; else raises what the error means."""
         try:
-            table = self.table(dataset)
-            position = table.transaction_version(app) if table else None
+            table = self._there(dataset)
+            position = table.transaction_version(app)
         except STORE_ERRORS as again:
             raise CommitUnknown(f"{dataset.name}: {_reason(error)}; and then: {_reason(again)}") from error
         if position != end:
             raise CommitFailed(f"{dataset.name}: {_reason(error)}") from error
+        return table
 
 
+@contextmanager
+def _failing(dataset: Dataset) -> Iterator[None]:
+    """What a store raises while it is asked becomes `CommitFailed`: nothing was written, try again."""
+    try:
+        yield
+    except STORE_ERRORS as error:
+        raise CommitFailed(f"{dataset.name}: {_reason(error)}") from error
+
+
+# Marks a commit that moved rows to other files and changed none of them (writers.rewrite).
+REARRANGED: Final = "rearranged"
 MAINTENANCE: Final = ("OPTIMIZE", "VACUUM START", "VACUUM END")
 TABLE_PROPERTIES: Final[dict[str, str | None]] = {
     "delta.checkpointInterval": "100",

@@ -19,7 +19,7 @@ from msgspec import Struct
 from crypto_lake.config import ConfigError
 from crypto_lake.models import Dataset
 from crypto_lake.models.dataset import TIME
-from crypto_lake.writers import CommitFailed
+from crypto_lake.writers import CommitFailed, StoreAway
 
 PARTITION: Final = "date"
 POSITIONS: Final = ".positions"
@@ -61,7 +61,7 @@ class Files:
                 left_over.unlink()
             _replace(folder / POSITIONS / "probe", b"")
         except OSError as error:
-            raise ConfigError(f"LAKE_ROOT={self.root}: cannot be written: {error.strerror}") from None
+            raise StoreAway(f"LAKE_ROOT={self.root}: cannot be written: {error.strerror}") from None
 
     def position(self, dataset: Dataset, app: str) -> int:
         """The journal position up to which the files hold the records of `app`; 0 if they hold none."""

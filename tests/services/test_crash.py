@@ -116,6 +116,39 @@ async def test_a_store_that_is_away_costs_nothing_but_time(
     assert_exactly_once(daemon.root, daemon.state)
 
 
+async def test_a_store_that_is_away_at_a_restart_is_waited_for(
+    recorder: Callable[..., Any], wait_for: Callable[..., Any]
+) -> None:
+    market = GeneratedMarket(futures=5, rate=400, seed=22)
+    async with Simulator(market) as exchange:
+        daemon = recorder({**exchange.environment, "LAKE_SYMBOLS": "all", "LAKE_DATASETS": ",".join(KEYS)})
+        await daemon.start("--for", "2s")
+        assert await daemon.wait() == 0
+        before = end_of(daemon.state / "journal" / "depth")
+        with away(daemon.root):
+            await daemon.start()
+            await wait_for(lambda: end_of(daemon.state / "journal" / "depth") > before + 50_000)
+            await wait_for(lambda: daemon.events("store_does_not_take_commits"))
+        await wait_for(lambda: daemon.events("store_takes_commits_again"))
+        assert await daemon.stop() == 0
+    assert_exactly_once(daemon.root, daemon.state)
+
+
+async def test_what_is_committed_and_old_enough_leaves_the_journal(
+    recorder: Callable[..., Any], wait_for: Callable[..., Any]
+) -> None:
+    async with Simulator(GeneratedMarket(rate=300)) as exchange:
+        daemon = recorder({**exchange.environment, "LAKE_DATASETS": "agg_trade", "LAKE_JOURNAL_KEEP_H": "0"})
+        await daemon.start("--for", "2s")
+        assert await daemon.wait() == 0
+        (first,) = (daemon.state / "journal" / "agg_trade").glob("*.journal")
+        await daemon.start()
+        await wait_for(lambda: not first.exists())
+        assert await daemon.stop() == 0
+    ids = pl.read_delta(str(daemon.root / "agg_trade"))
+    assert ids.height == ids.unique(KEYS["agg_trade"]).height > 0
+
+
 @contextlib.contextmanager
 def away(root: Path) -> Iterator[None]:
     """The store is not to be had: something else stands where it was (also root cannot write there)."""

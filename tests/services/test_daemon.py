@@ -186,14 +186,15 @@ async def test_what_a_user_can_get_wrong_is_said_in_one_sentence(recorder: MakeR
             "LAKE_ROOT=/proc/nowhere": {"LAKE_ROOT": "/proc/nowhere"},
             "LAKE_STATE": {"LAKE_STATE": "/proc/nowhere"},
         }
-        for sentence, change in bad.items():
-            assert sentence in await refused(recorder, {**good, **change}), sentence
+        said = await asyncio.gather(*(refused(recorder, {**good, **change}) for change in bad.values()))
+        for sentence, answer in zip(bad, said, strict=True):
+            assert sentence in answer
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
             port = str(taken.getsockname()[1])
-            said = await refused(recorder, {**good, "LAKE_METRICS_PORT": port})
-            assert f"LAKE_METRICS_PORT={port}: port is in use" in said
+            answer = await refused(recorder, {**good, "LAKE_METRICS_PORT": port})
+            assert f"LAKE_METRICS_PORT={port}: port is in use" in answer
         assert "say a duration" in await refused(recorder, good, "--for", "soon")
         other = recorder(good)
         pl.DataFrame({"symbol": ["a"]}).write_delta(str(other.root / "agg_trade"), delta_write_options={})
