@@ -65,7 +65,7 @@ def read(directory: Path, position: int, *, at_most: int = 1_000_000, until: int
         records.end = max(records.end, segment.start)
         end = segment.end if until is None else min(segment.end, until)
         _read_segment(segment._replace(end=end), records, at_most=at_most, is_last=segment is files[-1])
-        if len(records) or records.damaged:
+        if records:
             break
     return records
 
@@ -79,7 +79,7 @@ def read_all(directory: Path) -> Iterator[Record]:
             records.kinds, records.origins, records.received_us, records.payloads, strict=True
         ):
             yield Record(kind, origin.decode(), received_us, payload)
-        if not len(records) and not records.damaged:
+        if not records:
             return
         position = records.end
 

@@ -172,7 +172,7 @@ def _last_whole(directory: Path, segment: Segment) -> int:
     position = segment.start
     while True:
         records = read(directory, position)
-        if records.end <= position or not (len(records) or records.damaged):
+        if records.end <= position or not records:
             return max(position, min(segment.end, segment.start + len(MAGIC)))
         position = records.end
 

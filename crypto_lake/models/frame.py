@@ -26,3 +26,6 @@ class Records:
 
     def __len__(self) -> int:
         return len(self.kinds)
+
+    def __bool__(self) -> bool:
+        return bool(self.kinds or self.damaged)

@@ -44,7 +44,7 @@ class Policy:
 
 @dataclass(slots=True)
 class Feed:
-    """One connection's worth of streams of one dataset, and what is known of it."""
+    """One connection's worth of streams of one dataset, and what is known of it; `pulse` begins a pulse's messages."""
 
     dataset: Dataset
     venue: str
@@ -105,7 +105,7 @@ def _feeds(dataset: Dataset, wanted: Wanted, settings: Settings) -> list[Feed]:
             address.url,
             address.streams,
             f"{dataset.name} {wanted.venue} {number}",
-            pulse.encode() if pulse in address.streams else b"",
+            f'{{"stream":"{pulse}"'.encode() if pulse in address.streams else b"",
         )
         for number, address in enumerate(addresses)
     ]
@@ -181,7 +181,7 @@ class Life:
             if not self.first_us:
                 self.first_us = received_us
                 self.flowing.set()
-            if pulse and stream_of(payload) == pulse:
+            if pulse and payload.startswith(pulse):
                 continue
             append(FRAME, origin, payload, received_us)
             feed.frames += 1

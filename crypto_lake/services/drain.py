@@ -61,13 +61,12 @@ class Drain:
         """One batch: reads, decodes, sorts out, commits. Raises `CommitFailed` or `CommitUnknown`; then call `open`."""
         if self._marks is None:
             self.open()
-        records = read(
-            self.journal,
-            self.position,
-            at_most=self.batch_messages if not self._stops else NO_LIMIT,
-            until=self._stops[0] if self._stops else None,
-        )
-        if not len(records) and not records.damaged:
+        records = self._read()
+        while not records and self._stops:
+            # A power cut took the records up to there from the journal, but the other table has what they became.
+            self._reached(self._stops[0])
+            records = self._read()
+        if not records:
             return Drained(0, 0, 0, 0, self._reached(records.end))
         try:
             return self._commit(records)
@@ -77,8 +76,12 @@ class Drain:
 
     def run_dry(self, *, report: Callable[[Drained], None] = lambda _: None) -> None:
         """Batches until the journal has nothing more."""
-        while (done := self.step()).records or done.rejected or self._stops:
+        while (done := self.step()).records or done.rejected:
             report(done)
+
+    def _read(self) -> Records:
+        until = self._stops[0] if self._stops else None
+        return read(self.journal, self.position, at_most=NO_LIMIT if until else self.batch_messages, until=until)
 
     def _commit(self, records: Records) -> Drained:
         decoded = decode(self.dataset, records)

@@ -38,18 +38,13 @@ async def test_sigterm_drains_everything_and_exits_with_0_within_seconds(
     async with Simulator(GeneratedMarket(rate=500)) as exchange:
         daemon = recorder({**exchange.environment, "LAKE_COMMIT_EVERY_S": "600"})
         await daemon.start()
-        await wait_for(lambda: end_of(daemon.state / "journal" / "depth") > 0 and daemon.port)
-        await wait_for(lambda: (daemon.state / "journal" / "depth").exists() and journal_bytes(daemon) > 100_000)
+        await wait_for(lambda: daemon.journal_bytes > 100_000)
         began_s = time.monotonic()
         assert await daemon.stop() == 0
         assert time.monotonic() - began_s < 10
     assert daemon.events("stopped")[0]["journal_bytes_for_the_next_start"] == 0
     assert read("agg_trade", root=str(daemon.root)).collect().height > 0
     assert not (daemon.state / "daemon.json").exists()
-
-
-def journal_bytes(daemon: Any) -> int:
-    return sum(path.stat().st_size for path in daemon.state.glob("journal/*/*.journal"))
 
 
 async def test_a_second_signal_ends_it_at_once(recorder: MakeRecorder, wait_for: Wait) -> None:
@@ -80,7 +75,7 @@ async def test_other_sinks_hold_every_journalled_row_once(recorder: MakeRecorder
         daemon = recorder({**exchange.environment, **ONE})
         for size in (50_000, 100_000):
             await daemon.start("--sink", sink)
-            await wait_for(lambda size=size: journal_bytes(daemon) > size and daemon.port)
+            await wait_for(lambda size=size: daemon.journal_bytes > size and daemon.port)
             assert await daemon.stop() == 0
     rows = read("agg_trade", root=str(daemon.root)).collect()
     sent = {json.loads(each.payload)["data"]["a"] for each in read_all(daemon.state / "journal" / "agg_trade")
@@ -128,7 +123,7 @@ async def test_a_full_disk_rests_the_sockets_and_loses_nothing(recorder: MakeRec
         daemon = recorder({**exchange.environment, **ONE, "LAKE_SILENCE_S": "600"})
         await daemon.start()
         folder = daemon.state / "journal" / "agg_trade"
-        await wait_for(lambda: journal_bytes(daemon) > 20_000 and daemon.port)
+        await wait_for(lambda: daemon.journal_bytes > 20_000 and daemon.port)
         size = max(path.stat().st_size for path in folder.glob("*.journal"))
         unlimited = resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, (size + 20_000, unlimited[1]))
@@ -268,7 +263,7 @@ async def test_messages_that_fit_nothing_are_kept_and_the_others_recorded(
         )  # fmt: skip
         await daemon.start()
         await asyncio.wait_for(venue.sent.wait(), 60)
-        await wait_for(lambda: journal_bytes(daemon) > 5_000_000)
+        await wait_for(lambda: daemon.journal_bytes > 5_000_000)
         assert await daemon.stop() == 0
     finally:
         await runner.cleanup()

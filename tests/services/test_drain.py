@@ -1,6 +1,7 @@
 """The drain: from a journal into tables exactly once, into whichever sink, whatever fails in between."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,22 @@ def test_a_crash_between_two_files_of_one_commit_is_made_whole(tmp_path: Path) -
     assert bench.ids() == [0, 1, 2, 3]
     assert set(files) < set(folder.glob("date=*/*.parquet"))
     bench.journal.close()
+
+
+def test_records_that_a_power_cut_took_after_their_commit_do_not_hold_up_the_rest(delta: Bench) -> None:
+    delta.write(trade(1))
+    delta.drain().step()
+    delta.write(BAD)  # becomes a row of `rejected` only, and is not synced when the power goes
+    delta.drain().step()
+    assert delta.rows(REJECTED).height == 1
+    delta.journal.close()
+    path = segments(delta.folder)[-1].path
+    os.truncate(path, path.stat().st_size - 10)
+    delta.journal = Journal(delta.folder)
+    delta.write(trade(2), BAD)
+    delta.drain().run_dry()
+    assert delta.ids() == [1, 2]
+    assert delta.rows(REJECTED).height == 2
 
 
 def test_damage_in_the_journal_is_a_rejected_row(delta: Bench) -> None:
