@@ -6,7 +6,7 @@ typed dataclasses, Polars and deltalake with their defaults.
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -128,20 +128,47 @@ MODELS: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
+def level_dicts(pairs: list[list[str]]) -> list[dict[str, float]]:
+    return [{"price": float(price), "quantity": float(quantity)} for price, quantity in pairs]
+
+
+def depth_with_dicts(data: dict[str, Any]) -> Depth:
+    """For `ingest_tuned`: a dictionary per level is what Polars reads fastest."""
+    event: Any = depth({**data, "b": (), "a": ()})
+    event.bids, event.asks = level_dicts(data["b"]), level_dicts(data["a"])
+    return event  # type: ignore[no-any-return]
+
+
 def ingest(payloads: Iterable[bytes], root: str) -> None:
     """Every message into the table of its event type under `root`."""
-    waiting: dict[str, list[Any]] = {name: [] for name in MODELS}
+    _ingest(payloads, root, MODELS, pl.DataFrame)
+
+
+def ingest_tuned(payloads: Iterable[bytes], root: str) -> None:
+    """The same after its user has met a profiler: Polars takes dataclasses apart slowly, so it gets dictionaries."""
+    _ingest(
+        payloads, root, {**MODELS, "depthUpdate": depth_with_dicts}, lambda rows: pl.DataFrame(list(map(vars, rows)))
+    )
+
+
+def _ingest(
+    payloads: Iterable[bytes],
+    root: str,
+    models: dict[str, Callable[[dict[str, Any]], Any]],
+    frame: Callable[[list[Any]], pl.DataFrame],
+) -> None:
+    waiting: dict[str, list[Any]] = {name: [] for name in models}
     for payload in payloads:
         data = json.loads(payload)["data"]
-        name = data["e"]
-        waiting[name].append(MODELS[name](data))
-        if len(waiting[name]) >= FLUSH_ROWS:
-            flush(waiting[name], f"{root}/{name}")
+        rows = waiting[data["e"]]
+        rows.append(models[data["e"]](data))
+        if len(rows) >= FLUSH_ROWS:
+            flush(frame(rows), f"{root}/{data['e']}")
+            rows.clear()
     for name, rows in waiting.items():
         if rows:
-            flush(rows, f"{root}/{name}")
+            flush(frame(rows), f"{root}/{name}")
 
 
-def flush(rows: list[Any], uri: str) -> None:
-    write_deltalake(uri, pl.DataFrame([asdict(row) for row in rows]), mode="append", partition_by=["date"])
-    rows.clear()
+def flush(rows: pl.DataFrame, uri: str) -> None:
+    write_deltalake(uri, rows, mode="append", partition_by=["date"])

@@ -1,7 +1,7 @@
 """The queue on disk: whatever arrives is appended here, raw, before anything else happens to it."""
 
 from crypto_lake.journal.reader import Record, Segment, backlog, end_of, read, read_all, segments
-from crypto_lake.journal.writer import Journal
+from crypto_lake.journal.writer import Journal, sync_directory
 from crypto_lake.models.frame import CLOSED, FRAME, OPENED, RESPONSE, Records
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "read",
     "read_all",
     "segments",
+    "sync_directory",
 ]

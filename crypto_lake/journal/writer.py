@@ -133,7 +133,7 @@ class Journal:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         try:
             os.write(file, MAGIC)
-            _sync_directory(self.directory)
+            sync_directory(self.directory)
         except OSError:
             os.close(file)
             path.unlink()
@@ -177,7 +177,8 @@ def _last_whole(directory: Path, segment: Segment) -> int:
         position = records.end
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Makes names in a folder (new, renamed, deleted) outlive a power cut."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)

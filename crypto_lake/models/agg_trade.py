@@ -20,33 +20,25 @@ from crypto_lake.models.dataset import (
 )
 
 
-class AggTrade(Struct, tag_field="e", tag="aggTrade", gc=False):
+class AggTradeBody(Struct, gc=False):
+    """An element of REST aggTrades (PROTOCOLS C.3); the symbol is in the request."""
+
+    agg_trade_id: Id = field(name="a")
+    price: DecimalText = field(name="p")
+    quantity: DecimalText = field(name="q")
+    first_trade_id: Id = field(name="f")
+    last_trade_id: Id = field(name="l")
+    time: Millis = field(name="T")
+    is_buyer_maker: bool = field(name="m")
+    quantity_without_rpi: DecimalText | None = field(name="nq", default=None)
+
+
+class AggTrade(AggTradeBody, tag_field="e", tag="aggTrade", kw_only=True, gc=False):
     """`<symbol>@aggTrade`, PROTOCOLS A.5."""
 
     event_time: Millis = field(name="E")
     symbol: Symbol = field(name="s")
-    agg_trade_id: Id = field(name="a")
-    price: DecimalText = field(name="p")
-    quantity: DecimalText = field(name="q")
-    first_trade_id: Id = field(name="f")
-    last_trade_id: Id = field(name="l")
-    time: Millis = field(name="T")
-    is_buyer_maker: bool = field(name="m")
-    quantity_without_rpi: DecimalText | None = field(name="nq", default=None)
     market_type: int | None = field(name="st", default=None)
-
-
-class AggTradeBody(Struct, gc=False):
-    """An element of REST aggTrades; the symbol is in the request."""
-
-    agg_trade_id: Id = field(name="a")
-    price: DecimalText = field(name="p")
-    quantity: DecimalText = field(name="q")
-    first_trade_id: Id = field(name="f")
-    last_trade_id: Id = field(name="l")
-    time: Millis = field(name="T")
-    is_buyer_maker: bool = field(name="m")
-    quantity_without_rpi: DecimalText | None = field(name="nq", default=None)
 
 
 AGG_TRADE = market(
@@ -62,6 +54,7 @@ AGG_TRADE = market(
     flag("is_buyer_maker", "true: the aggressor sold"),
     key=("venue", "symbol", "agg_trade_id"),
     order="agg_trade_id",
+    sequence="agg_trade_id",
     live=Live(
         {FUTURES: Stream("market", "{symbol}@aggTrade"), SPOT: Stream("", "{symbol}@aggTrade")},
         AggTrade,

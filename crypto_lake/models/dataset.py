@@ -116,6 +116,17 @@ class Poll:
 
 
 @dataclass(frozen=True, slots=True)
+class Chain:
+    """The columns by which an event says what it follows: it holds the ids `first` to `last`, and comes after
+    `previous` (or, where that is null, after `first` - 1). Rows with `apart` are no links of it."""
+
+    first: str
+    last: str
+    previous: str
+    apart: str
+
+
+@dataclass(frozen=True, slots=True)
 class Dataset:
     """A table and the roads into it.
 
@@ -131,6 +142,8 @@ class Dataset:
     within: tuple[str, ...] = ("venue", "symbol")
     z_order: tuple[str, ...] = ("symbol", "time")
     partition: str = "time"
+    sequence: str | None = None
+    chain: Chain | None = None
     live: Live | None = None
     poll: Poll | None = None
     derived: Mapping[str, pl.Expr] = field(default_factory=dict)

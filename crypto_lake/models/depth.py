@@ -5,6 +5,7 @@ from msgspec import Raw, Struct, field
 
 from crypto_lake.config import FUTURES, SPOT
 from crypto_lake.models.dataset import (
+    Chain,
     Id,
     Live,
     Millis,
@@ -57,6 +58,7 @@ DEPTH = market(
     key=("venue", "symbol", "is_snapshot", "final_update_id"),
     order="final_update_id",
     within=("venue", "symbol", "is_snapshot"),
+    chain=Chain("first_update_id", "final_update_id", "previous_update_id", apart="is_snapshot"),
     live=Live({FUTURES: Stream("public", "{symbol}@depth@{speed}"), SPOT: Stream("", "{symbol}@depth@{speed}")}, Depth),
     poll=Poll(
         {

@@ -32,6 +32,7 @@ TRADE = market(
     flag("is_buyer_maker", "true: the aggressor sold"),
     key=("venue", "symbol", "trade_id"),
     order="trade_id",
+    sequence="trade_id",
     live=Live(
         {FUTURES: Stream("public", "{symbol}@trade"), SPOT: Stream("", "{symbol}@trade")},
         Trade,

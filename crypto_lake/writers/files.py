@@ -17,6 +17,7 @@ import polars as pl
 from msgspec import Struct
 
 from crypto_lake.config import ConfigError
+from crypto_lake.journal import sync_directory
 from crypto_lake.models import Dataset
 from crypto_lake.models.dataset import TIME
 from crypto_lake.writers import CommitFailed, StoreAway
@@ -83,7 +84,7 @@ class Files:
             self._keep(dataset, app, State(start, end))
             for path, _ in days:
                 path.with_name(f".{name}{UNFINISHED}").rename(path)
-                _sync(path.parent)
+                sync_directory(path.parent)
             self._keep(dataset, app, State(end))
         except OSError as error:
             raise CommitFailed(f"{dataset.name}: {error}") from error
@@ -189,12 +190,4 @@ def _replace(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     fresh.rename(path)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_directory(path.parent)

@@ -1,0 +1,1 @@
+"""What this machine does with crypto_lake, as ratios."""
