@@ -41,22 +41,23 @@ def scan(buffer: bytes, records: Records, *, start: int, at_most: int) -> int:
 
     Stops before the first record that is incomplete or does not match its checksum, or after `at_most` records.
     """
-    view = memoryview(buffer)
+    view, last = memoryview(buffer), len(buffer) - HEADER.size
     unpack, header_size, size = HEADER.unpack_from, HEADER.size, len(buffer)
     kinds, origins, received, payloads = records.kinds, records.origins, records.received_us, records.payloads
-    offset, left = start, at_most
-    while left and offset + header_size <= size:
+    offset = start
+    for _ in range(at_most):
+        if offset > last:
+            break
         mark, crc, kind, origin_size, payload_size, received_us = unpack(buffer, offset)
         payload_at = offset + header_size + origin_size
         end = payload_at + payload_size
-        if mark != MARK or end > size or crc32(view[offset + _CRC_END : end]) != crc:
+        if crc32(view[offset + _CRC_END : end]) != crc or mark != MARK or end > size:
             break
         kinds.append(kind)
         origins.append(buffer[offset + header_size : payload_at])
         received.append(received_us)
         payloads.append(buffer[payload_at:end])
         offset = end
-        left -= 1
     return offset
 
 

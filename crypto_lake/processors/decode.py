@@ -84,16 +84,11 @@ def _frames(dataset: Dataset, records: Records, refused: list[Refused]) -> pl.Da
     if dataset.live is None:
         return None
     parse = _event_decoder(dataset.live.event)
-    found = _Events()
-    events, rows, slow = found.events, found.rows, []
-    for row, (kind, payload) in enumerate(zip(records.kinds, records.payloads, strict=True)):
-        if kind != FRAME:
-            continue
-        try:
-            events.append(parse(payload).data)
-            rows.append(row)
-        except UNDECODABLE:
-            slow.append(row)
+    found, slow = _Events(rows=[row for row, kind in enumerate(records.kinds) if kind == FRAME]), []
+    try:
+        found.events = [parse(records.payloads[row]).data for row in found.rows]
+    except UNDECODABLE:
+        slow = _decode_singly(parse, records, found)
     for row in slow:
         _decode_slowly(dataset.live.event, records, row, found, refused)
     if slow:
@@ -103,6 +98,18 @@ def _frames(dataset: Dataset, records: Records, refused: list[Refused]) -> pl.Da
     frame = _columns(dataset, dataset.live.event, found, records, refused)
     frame = _refuse(frame, dataset.live.refuse, records, refused)
     return frame.with_columns(pl.lit("live").alias("source"))
+
+
+def _decode_singly(parse: Callable[[bytes], Combined[Any]], records: Records, found: _Events) -> list[int]:
+    """One of them is no event of the type: the others are kept, and the rows of the misfits are returned."""
+    frames, found.rows, slow = found.rows, [], []
+    for row in frames:
+        try:
+            found.events.append(parse(records.payloads[row]).data)
+            found.rows.append(row)
+        except UNDECODABLE:
+            slow.append(row)
+    return slow
 
 
 def _responses(dataset: Dataset, records: Records, refused: list[Refused]) -> pl.DataFrame | None:
@@ -277,12 +284,11 @@ def _decimals(name: str, values: list[Any], wrong: dict[int, str], *, nullable: 
 
 
 def _levels(name: str, values: list[Any], wrong: dict[int, str]) -> pl.Series:
-    arrays = [bytes(value) for value in values]
     try:
-        return level_lists(name, arrays)
+        return level_lists(name, values)
     except NotLevels as error:
         wrong.update({row: f"{name}: {why}" for row, why in error.rows.items()})
-        return level_lists(name, [b"[]" if row in error.rows else array for row, array in enumerate(arrays)])
+        return level_lists(name, [b"[]" if row in error.rows else array for row, array in enumerate(values)])
 
 
 def _venues(frame: pl.DataFrame, rows: Sequence[int], records: Records) -> pl.Series:

@@ -1,10 +1,13 @@
 """Book levels: from JSON arrays of decimal strings to list columns, a whole batch at once.
 
 Decoding every level into Python objects costs more than all the rest of a depth message (DESIGN 6), so the arrays stay
-raw bytes: levels are counted, the batch is joined, brackets and quotes fall away, and a CSV parser reads the numbers.
+raw bytes: the batch is joined, brackets and quotes fall away, and a CSV parser reads the numbers.
 """
 
+import re
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import chain
 from typing import Final
 
 import msgspec
@@ -17,7 +20,12 @@ from crypto_lake.models.dataset import LEVELS
 
 _COMMA_TO_LINE: Final = bytes.maketrans(b",", b"\n")
 _PUNCTUATION: Final = b'[]"'
-_SEPARATOR: Final = b'","'
+_DIGITS: Final = b"0123456789.-+eE"
+# Between two arrays: what no price or quantity can be. An empty array is an empty line, which the parser passes over.
+_END: Final = b',"nan",'
+# What passes here is read by the CSV parser too: else a misfit would be found, and no array to blame for it.
+_NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _STRICT: Final = msgspec.json.Decoder(list[tuple[str, str]])
 
 
@@ -29,31 +37,24 @@ class NotLevels(ValueError):
         self.rows = rows
 
 
-def level_lists(name: str, arrays: Sequence[bytes]) -> pl.Series:
+def level_lists(name: str, arrays: Sequence[bytes | msgspec.Raw]) -> pl.Series:
     """A series of list[struct{price, quantity}], one list per JSON array.
 
     Raises `NotLevels` when an array is not `[["price","quantity"],...]` with finite decimals in strings.
     """
     numbers, counts = _numbers(arrays)
     if numbers is None:
-        arrays = _compacted(arrays)
-        numbers, counts = _numbers(arrays)
-    if numbers is None:
-        raise NotLevels({row: why for row, array in enumerate(arrays) if (why := _not_numbers(array))})
+        numbers, counts = _numbers(_compacted(arrays))
+        assert numbers is not None, "what _compacted lets through has the form"
     return _lists(name, numbers, counts)
 
 
-def _numbers(arrays: Sequence[bytes]) -> tuple[np.ndarray | None, np.ndarray]:
+def _numbers(arrays: Sequence[bytes | msgspec.Raw]) -> tuple[np.ndarray | None, np.ndarray]:
     """All numbers, price and quantity in turn (None unless the text has that form), and the levels per array."""
-    counts = np.fromiter((array.count(_SEPARATOR) for array in arrays), np.int32, len(arrays))
-    total, filled = int(counts.sum()), int(np.count_nonzero(counts))
-    text = b",".join(arrays) if filled == len(arrays) else b",".join(array for array in arrays if array != b"[]")
+    text = _END.join(arrays)
     lines = text.translate(_COMMA_TO_LINE, _PUNCTUATION)
-    # Four quotes and two brackets a level, two brackets an array: another form leaves another number of characters.
-    if len(text) - len(lines) != 6 * total + 2 * filled:
-        return None, counts
-    if not total:
-        return (None if text else np.empty(0)), counts
+    if not lines:
+        return np.empty(0) if text in (b"", b"[]") else None, np.zeros(len(arrays), np.int64)
     try:
         column = pa_csv.read_csv(
             pa.py_buffer(lines),
@@ -61,31 +62,50 @@ def _numbers(arrays: Sequence[bytes]) -> tuple[np.ndarray | None, np.ndarray]:
             convert_options=pa_csv.ConvertOptions(column_types={"number": pa.float64()}, null_values=[]),
         ).column("number")
     except pa.ArrowInvalid:
-        return None, counts
-    numbers: np.ndarray = column.to_numpy()
-    return (numbers if len(numbers) == 2 * total and np.isfinite(numbers.sum()) else None), counts
+        return None, np.empty(0)
+    found = column.to_numpy()
+    is_end = np.isnan(found)
+    ends, numbers = np.flatnonzero(is_end), found[~is_end]
+    if len(ends) != len(arrays) - 1 or not np.isfinite(numbers).all():
+        return None, np.empty(0)
+    counts = np.diff(ends, prepend=-1, append=len(found)) - 1
+    if (counts % 2).any():
+        return None, np.empty(0)
+    # With the digits gone an array is nothing but its form.
+    form = _END.join([_form(count) for count in (counts // 2).tolist()])
+    if text.translate(None, _DIGITS) != form:
+        return None, np.empty(0)
+    return numbers, counts // 2
 
 
-def _compacted(arrays: Sequence[bytes]) -> list[bytes]:
+@lru_cache(maxsize=1024)
+def _form(count: int) -> bytes:
+    return b"[" + b",".join([b'["",""]'] * count) + b"]"
+
+
+def _compacted(arrays: Sequence[bytes | msgspec.Raw]) -> list[bytes]:
+    """The arrays without blanks and escapes. Raises `NotLevels` with every array that is none, whatever the reason."""
     compact, wrong = [], {}
     for row, array in enumerate(arrays):
         try:
-            compact.append(msgspec.json.encode(_STRICT.decode(array)))
-        except msgspec.DecodeError as error:
+            levels = _STRICT.decode(array)
+        except _UNDECODABLE as error:
             wrong[row] = str(error)
+            continue
+        if why := _not_numbers(levels):
+            wrong[row] = why
+        compact.append(msgspec.json.encode(levels))
     if wrong:
         raise NotLevels(wrong)
     return compact
 
 
-def _not_numbers(array: bytes) -> str:
-    for pair in _STRICT.decode(array):
-        for number in pair:
-            try:
-                if not np.isfinite(float(number)):
-                    return f"{number!r} is no finite number"
-            except ValueError:
-                return f"{number!r} is no number"
+def _not_numbers(levels: list[tuple[str, str]]) -> str:
+    for number in chain.from_iterable(levels):
+        if not _NUMBER.fullmatch(number):
+            return f"{number!r} is no number"
+        if not np.isfinite(float(number)):
+            return f"{number!r} is no finite number"
     return ""
 
 

@@ -38,6 +38,7 @@ class Lake:
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/")
         self._versions: dict[str, int] = {}
+        self._opened: dict[str, DeltaTable] = {}
 
     def uri(self, dataset: Dataset) -> str:
         """Where the dataset's table is."""
@@ -86,7 +87,8 @@ class Lake:
         Raises `CommitFailed` when nothing was written, `CommitUnknown` when the table cannot be asked.
         """
         try:
-            table = self._there(dataset)
+            table = self._opened.pop(dataset.name, None) or self._there(dataset)
+            opened = table.version()
             write_deltalake(
                 table,
                 rows,
@@ -97,8 +99,9 @@ class Lake:
                 post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),
             )
         except STORE_ERRORS as error:
-            table = self._settled(dataset, app, end, error)
-        self._versions[dataset.name] = table.version()
+            table, opened = self._settled(dataset, app, end, error), -1
+        # Somebody committed in between: the next look at the log begins where this one did.
+        self._versions[dataset.name] = table.version() if table.version() == opened + 1 else max(opened, 0)
 
     def marks(self, dataset: Dataset, groups: pl.DataFrame) -> pl.DataFrame:
         """The highest value of the order column per group, for groups that have rows.
@@ -142,7 +145,7 @@ class Lake:
         if before is None:
             return False
         with _failing(dataset):
-            table = self._there(dataset)
+            table = self._opened[dataset.name] = self._there(dataset)
             if table.version() == before:
                 return False
             commits = table.history(table.version() - before)
@@ -192,7 +195,7 @@ def _failing(dataset: Dataset) -> Iterator[None]:
 REARRANGED: Final = "rearranged"
 MAINTENANCE: Final = ("OPTIMIZE", "VACUUM START", "VACUUM END")
 TABLE_PROPERTIES: Final[dict[str, str | None]] = {
-    "delta.checkpointInterval": "100",
+    "delta.checkpointInterval": "20",
     "delta.logRetentionDuration": "interval 30 days",
 }
 

@@ -94,17 +94,27 @@ def test_levels_are_bit_for_bit_the_floats_of_their_text(books: list[list[tuple[
     assert got == [[{"price": float(p), "quantity": float(q)} for p, q in book] for book in books]
 
 
+NO_LEVELS = [
+    b'[["1","2"],["3"]]', b'[["1","2"],[3,4]]', b'["1","2"]', b'[["1","x"]]', b'[["inf","1"]]', b'[["nan","1"]]',
+    b'[["1","2"]', b"{}", b"null", b"true", b'[["1","2"],["3","4","5"]]', b'[["1","2"],"3","4"]', b'[["1_0","2"]]',
+    b'[["1"],["2","3","4"]]', b'[["1e999","2"]]', b'[["\xff","1"]]', b'[["","1"]]', b'[[" 1","1"]]', b"[" * 5000,
+]  # fmt: skip
+
+
 @given(st.lists(sides, min_size=1, max_size=5), st.data())
 def test_what_are_no_levels_is_named_by_its_row(books: list[list[tuple[str, str]]], data: st.DataObject) -> None:
     arrays = [json.dumps(book, separators=(",", ":")).encode() for book in books]
-    row = data.draw(st.integers(0, len(arrays) - 1))
-    arrays[row] = data.draw(
-        st.sampled_from([b'[["1","2"],["3"]]', b'[["1","2"],[3,4]]', b'["1","2"]', b'[["1","x"]]', b'[["inf","1"]]',
-                         b'[["1","2"]', b'{}', b'null', b'[["1","2"],["3","4","5"]]', b'[["1","2"],"3","4"]'])
-    )  # fmt: skip
+    rows = data.draw(st.sets(st.integers(0, len(arrays) - 1), min_size=1))
+    for row in rows:
+        arrays[row] = data.draw(st.sampled_from(NO_LEVELS))
     with pytest.raises(NotLevels) as caught:
         level_lists("bids", arrays)
-    assert set(caught.value.rows) == {row}
+    assert set(caught.value.rows) == rows
+
+
+def test_large_finite_numbers_are_numbers_though_their_sum_is_none() -> None:
+    huge = [{"price": 1.5e308, "quantity": 1.5e308}]
+    assert level_lists("bids", [b'[["1.5e308","1.5e308"]]'] * 2).to_list() == [huge, huge]
 
 
 def test_a_price_of_fifteen_digits_comes_back_exactly() -> None:
