@@ -38,7 +38,7 @@ class Progress:
     heard_s: float = field(default_factory=time.time)
     rss_bytes: int = 0
     restarts: int = 0
-    commits: int = 0
+    commits: dict[str, int] = field(default_factory=dict)
 
 
 class Drainer:
@@ -145,7 +145,7 @@ class Drainer:
         progress.rows[name] = progress.rows.get(name, 0) + batch.rows
         progress.duplicates += batch.duplicates
         progress.rejected += batch.rejected
-        progress.commits += 1
+        progress.commits[name] = progress.commits.get(name, 0) + 1
         self._troubled.discard(name)
         if not self._troubled and progress.failing_since_s is not None:
             log.info("store_takes_commits_again", after_s=round(now_s - progress.failing_since_s, 1))

@@ -13,7 +13,7 @@ from crypto_lake.services.drainer import Drainer
 
 log = structlog.get_logger()
 
-# Reading and committing slow down with the number of small files (LIBRARIES 3), so many commits are a reason too.
+# Reading and committing slow down with the number of small files, so many commits to one table are a reason too.
 COMMITS_BETWEEN: Final = 100
 LOOK_EVERY_S: Final = 5.0
 # A run that takes longer than this hangs; the next one does its work.
@@ -26,15 +26,16 @@ async def maintain(settings: Settings, datasets: list[str], drainer: Drainer, st
     if settings.sink != "delta":
         return
     loop = asyncio.get_running_loop()
-    last_s, last_commits = loop.time(), 0
+    last_s, before = loop.time(), dict(drainer.progress.commits)
     while not stop.is_set():
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), min(LOOK_EVERY_S, settings.optimize_every_s))
-        commits = drainer.progress.commits
-        due = loop.time() - last_s >= settings.optimize_every_s or commits - last_commits >= COMMITS_BETWEEN
-        if due and not stop.is_set():
+        commits = dict(drainer.progress.commits)
+        is_late = loop.time() - last_s >= settings.optimize_every_s
+        is_scattered = any(count - before.get(name, 0) >= COMMITS_BETWEEN for name, count in commits.items())
+        if (is_late or is_scattered) and not stop.is_set():
             await _run(settings, datasets, stop)
-            last_s, last_commits = loop.time(), commits
+            last_s, before = loop.time(), commits
 
 
 async def _run(settings: Settings, datasets: list[str], stop: asyncio.Event) -> None:

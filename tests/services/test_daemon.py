@@ -157,6 +157,36 @@ async def test_a_worker_that_dies_is_started_again(recorder: MakeRecorder, wait_
     assert ids.to_list() == list(range(ids[0], ids[-1] + 1))
 
 
+async def test_systemd_is_told_that_it_is_ready_that_it_lives_and_that_it_stops(
+    recorder: MakeRecorder, wait_for: Wait, tmp_path: Path
+) -> None:
+    words: list[str] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.setblocking(False)
+        asyncio.get_running_loop().add_reader(systemd, lambda: words.append(systemd.recv(4096).decode()))
+        async with Simulator(GeneratedMarket(rate=100)) as exchange:
+            notify = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
+            daemon = recorder({**exchange.environment, **ONE, **notify})
+            await daemon.start()
+            await wait_for(lambda: words.count("WATCHDOG=1") >= 3)
+            assert words[0] == "READY=1\nSTATUS=recording 1 connections"
+            assert await daemon.stop() == 0
+        asyncio.get_running_loop().remove_reader(systemd)
+    assert "STOPPING=1" in words
+
+
+async def test_many_commits_are_merged_while_it_records(recorder: MakeRecorder, wait_for: Wait) -> None:
+    async with Simulator(GeneratedMarket(rate=300)) as exchange:
+        daemon = recorder({**exchange.environment, **ONE, "LAKE_OPTIMIZE_EVERY_S": "2", "LAKE_COMMIT_EVERY_S": "0.1"})
+        await daemon.start()
+        await wait_for(lambda: list((daemon.root / "agg_trade").glob("date=*/merged-*")))
+        assert await daemon.stop() == 0
+    assert not daemon.events("maintenance_failed")
+    ids = read("agg_trade", root=str(daemon.root)).collect()["agg_trade_id"].sort()
+    assert ids.to_list() == list(range(ids[0], ids[-1] + 1))
+
+
 async def refused(recorder: MakeRecorder, environment: dict[str, str], *args: str) -> str:
     """What a daemon says that cannot begin: one line, exit status 1 or 2, no traceback."""
     daemon = recorder(environment)
