@@ -4,7 +4,7 @@ from crypto_lake.simulator.generated import GeneratedMarket, made_up_symbols
 from crypto_lake.simulator.hub import Connection
 from crypto_lake.simulator.market import Frame, Market
 from crypto_lake.simulator.replayed import ReplayedMarket
-from crypto_lake.simulator.server import Simulator, serve
+from crypto_lake.simulator.server import Simulator
 
 __all__ = [
     "Connection",
@@ -14,5 +14,4 @@ __all__ = [
     "ReplayedMarket",
     "Simulator",
     "made_up_symbols",
-    "serve",
 ]

@@ -260,14 +260,3 @@ def _refused(refusal: Refusal, meter: WeightMeter) -> web.Response:
         headers["Retry-After"] = str(int(refusal.retry_after_s) + 1)
     body = msgspec.json.encode({"code": refusal.code, "msg": str(refusal)})
     return web.Response(status=refusal.status, body=body, content_type="application/json", headers=headers)
-
-
-async def serve(market: Market, *, port: int, stop: asyncio.Event) -> None:
-    """Be an exchange until `stop` is set; raises `OSError` when the port is taken."""
-    async with Simulator(market, port) as exchange:
-        stopping = asyncio.create_task(stop.wait())
-        finished = exchange.finished
-        await asyncio.wait((stopping, finished), return_when=asyncio.FIRST_COMPLETED)
-        if finished.done():
-            finished.result()
-        await stopping

@@ -205,19 +205,6 @@ def live_properties(dataset: Dataset) -> WriterProperties:
     return WriterProperties(compression="ZSTD", compression_level=1, column_properties=_differences(dataset))
 
 
-def packed_properties(dataset: Dataset) -> WriterProperties:
-    """How a closed day is encoded: zstd 6 and row groups small enough that one symbol's hour is a short read."""
-    return WriterProperties(
-        compression="ZSTD",
-        compression_level=6,
-        max_row_group_size=ROW_GROUP_ROWS,
-        column_properties=_differences(dataset),
-    )
-
-
-ROW_GROUP_ROWS: Final = 131_072
-
-
 def _differences(dataset: Dataset) -> dict[str, ColumnProperties]:
     delta = ColumnProperties(dictionary_enabled=False, encoding="DELTA_BINARY_PACKED")
     return {name: delta for name, dtype in dataset.schema.items() if dtype in (pl.Int64, TIME)}

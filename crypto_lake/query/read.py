@@ -1,0 +1,86 @@
+"""`read`: the rows of a dataset as a Polars LazyFrame that opens only the files it needs."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from difflib import get_close_matches
+from typing import Any
+
+import polars as pl
+
+from crypto_lake.config import ConfigError, load
+from crypto_lake.models import DATASETS, Dataset
+from crypto_lake.query.source import Source, find
+from crypto_lake.query.span import TICK, Moment, span
+
+
+def read(
+    dataset: str,
+    /,
+    *,
+    symbols: str | Sequence[str] | None = None,
+    venue: str | None = None,
+    start: Moment | None = None,
+    end: Moment | None = None,
+    columns: Sequence[str] | None = None,
+    root: str | None = None,
+    **equals: Any,
+) -> pl.LazyFrame:
+    """The rows of a dataset, wherever they came from and however they are stored.
+
+    `start` and `end` are both inside: a date, a datetime (no zone = UTC), or a text, where "2024-01-15" is the whole
+    day and "2024-01" the whole month. They speak of `time`, or in datasets without one of the column that gives the
+    day (`start_time` of gap). Further keywords say what a column must equal, e.g. `source="live"`. `root` is
+    LAKE_ROOT unless given. Rows come in no particular order: sort what you collect.
+
+        read("agg_trade", symbols="BTCUSDT", start="2024-01-15", end="2024-01-16").collect()
+
+    Raises `ConfigError` for a dataset or column that does not exist, a time that is none, and a missing table.
+    """
+    asked = known_dataset(dataset)
+    wanted = {"symbol": symbols, "venue": venue, **equals}
+    conditions = [_matches(asked, name, value) for name, value in wanted.items() if value is not None]
+    chosen = [_known_column(asked, name) for name in columns or asked.schema]
+    since, until = span(start, end)
+    source = _found(asked, load().root if root is None else root)
+    rows = source.scan(since.date() if since else None, (until - TICK).date() if until else None)
+    return rows.filter(_within(asked, since, until), *conditions).select(chosen)
+
+
+def known_dataset(name: str) -> Dataset:
+    """The dataset of that name. Raises `ConfigError` with the nearest one."""
+    if name not in DATASETS:
+        raise ConfigError(f"there is no dataset {name!r}{_nearest(name, DATASETS)}")
+    return DATASETS[name]
+
+
+def _found(dataset: Dataset, root: str) -> Source:
+    source = find(root, dataset)
+    if source is None:
+        raise ConfigError(f"no table {dataset.name} under {root}")
+    return source
+
+
+def _known_column(dataset: Dataset, name: str) -> str:
+    if name not in dataset.schema:
+        raise ConfigError(f"{dataset.name} has no column {name!r}{_nearest(name, dataset.schema)}")
+    return name
+
+
+def _matches(dataset: Dataset, name: str, value: Any) -> pl.Expr:
+    column = pl.col(_known_column(dataset, name))
+    if isinstance(value, (list, tuple, set, frozenset, pl.Series)):
+        return column.is_in(list(value))
+    return column.eq(value)
+
+
+def _within(dataset: Dataset, since: datetime | None, until: datetime | None) -> pl.Expr:
+    clock = pl.col(dataset.partition)
+    after = pl.lit(True) if since is None else clock >= since
+    return after if until is None else after & (clock < until)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence: the name that was probably meant, or else all there are."""
+    known = sorted(known)
+    near = get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
