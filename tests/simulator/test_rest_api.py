@@ -1,13 +1,12 @@
 """REST manners of the simulator: weights and penalties, errors, paging, and answers that agree with the streams."""
 
-import asyncio
 import json
 from typing import Any
 
 import pytest
 
 from crypto_lake.config import FUTURES, SPOT
-from crypto_lake.simulator import GeneratedMarket, Simulator, serve
+from crypto_lake.simulator import GeneratedMarket, Simulator
 
 NOON = 1_790_000_000.0
 
@@ -175,10 +174,3 @@ async def test_the_last_trades_are_those_of_the_stream(talk: Any) -> None:
     assert [(row["id"], row["price"], row["qty"], row["time"], row["isBuyerMaker"]) for row in rows] == [
         (each["t"], each["p"], each["q"], each["T"], each["m"]) for each in streamed
     ]
-
-
-async def test_serving_ends_when_it_is_told_to(talk: Any) -> None:
-    stop = asyncio.Event()
-    task = asyncio.create_task(serve(GeneratedMarket(), port=0, stop=stop))
-    stop.set()
-    await talk.patiently(task)
