@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import polars as pl
@@ -16,7 +16,9 @@ from rich.table import Table
 
 from crypto_lake.config import ConfigError, Settings, origin, unknown_names
 from crypto_lake.models import Dataset
-from crypto_lake.writers.maintenance import Done
+
+if TYPE_CHECKING:
+    from crypto_lake.writers.maintenance import Done
 
 ROWS_ON_A_TERMINAL: Final = 20
 PAGE_WIDTH: Final = 120
@@ -140,7 +142,7 @@ def health(answer: dict[str, Any], *, as_json: bool) -> None:
         raise typer.Exit(FAILED)
 
 
-def done(steps: Iterable[Done]) -> bool:
+def done(steps: "Iterable[Done]") -> bool:
     """What maintenance did, a line each; whether every step could be done."""
     went_well = True
     for step in steps:

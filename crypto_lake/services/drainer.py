@@ -12,7 +12,7 @@ import structlog
 from crypto_lake.config import ConfigError, Settings, child_environment, collector_id
 from crypto_lake.connections.backoff import backoff_s
 from crypto_lake.monitoring import metrics
-from crypto_lake.services.worker import THREADS, Batch, Order, Ready, Refusal, Report, Round, Trouble
+from crypto_lake.services.contract import THREADS, Batch, Order, Ready, Refusal, Report, Round, Trouble
 
 log = structlog.get_logger()
 

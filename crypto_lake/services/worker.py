@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from msgspec import Struct
 
 from crypto_lake.config import ConfigError, SinkFormat
 from crypto_lake.journal import end_of
 from crypto_lake.models import DATASETS, Dataset
 from crypto_lake.models.rejected import REJECTED
+from crypto_lake.services.contract import Batch, Order, Ready, Refusal, Report, Round, Trouble
 from crypto_lake.services.drain import Drain, Drained
 from crypto_lake.writers import CommitFailed, CommitUnknown, Sink, StoreAway
 from crypto_lake.writers.delta import Lake
@@ -33,62 +33,6 @@ from crypto_lake.writers.files import Files
 NICENESS: Final = 5
 # The worker of a daemon that was killed ends by itself; a new one waits for it so long.
 LOCK_PATIENCE_S: Final = 60.0
-# Decoding is one thread's work, and two cores are shared with the sockets.
-THREADS: Final = "1"
-
-
-class Order(Struct):
-    """What a worker is to do."""
-
-    root: str
-    sink: SinkFormat
-    journals: str
-    collector: str
-    datasets: list[str]
-    commit_every_s: float
-    batch_messages: int
-    # Whether a store that is away at the start is waited for: a first start would be a mistake of the settings.
-    has_recorded: bool = False
-    last_drain_s: float = 30.0
-
-
-class Ready(Struct, tag=True):
-    """The tables can be written."""
-
-
-class Refusal(Struct, tag=True):
-    """The user has to change something first."""
-
-    reason: str
-
-
-class Batch(Struct, tag=True):
-    """A batch is in the tables."""
-
-    dataset: str
-    records: int
-    rows: int
-    duplicates: int
-    rejected: int
-    position: int
-    seconds: float
-
-
-class Trouble(Struct, tag=True):
-    """The store did not take a batch of this dataset; it will be tried again."""
-
-    dataset: str
-    reason: str
-
-
-class Round(Struct, tag=True):
-    """Every dataset was looked at; `positions` is how far each is."""
-
-    positions: dict[str, int]
-    rss_bytes: int
-
-
-Report = Ready | Refusal | Batch | Trouble | Round
 
 
 def sink_of(sink: SinkFormat, root: str) -> Sink:

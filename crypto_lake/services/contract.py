@@ -1,0 +1,64 @@
+"""What the daemon and its worker say to each other: one order in, then one report a line."""
+
+from typing import Final
+
+from msgspec import Struct
+
+from crypto_lake.config import SinkFormat
+
+# Decoding is one thread's work, and two cores are shared with the sockets.
+THREADS: Final = "1"
+
+
+class Order(Struct):
+    """What a worker is to do."""
+
+    root: str
+    sink: SinkFormat
+    journals: str
+    collector: str
+    datasets: list[str]
+    commit_every_s: float
+    batch_messages: int
+    # Whether a store that is away at the start is waited for: a first start would be a mistake of the settings.
+    has_recorded: bool = False
+    last_drain_s: float = 30.0
+
+
+class Ready(Struct, tag=True):
+    """The tables can be written."""
+
+
+class Refusal(Struct, tag=True):
+    """The user has to change something first."""
+
+    reason: str
+
+
+class Batch(Struct, tag=True):
+    """A batch is in the tables."""
+
+    dataset: str
+    records: int
+    rows: int
+    duplicates: int
+    rejected: int
+    position: int
+    seconds: float
+
+
+class Trouble(Struct, tag=True):
+    """The store did not take a batch of this dataset; it will be tried again."""
+
+    dataset: str
+    reason: str
+
+
+class Round(Struct, tag=True):
+    """Every dataset was looked at; `positions` is how far each is."""
+
+    positions: dict[str, int]
+    rss_bytes: int
+
+
+Report = Ready | Refusal | Batch | Trouble | Round
