@@ -65,7 +65,7 @@ def measure(frames: Path, folder: Path) -> Findings:
 
 
 def _worker(folder: Path) -> subprocess.Popen[bytes]:
-    from crypto_lake.services.worker import THREADS, Order
+    from crypto_lake.services.contract import THREADS, Order
 
     order = Order(
         root=str(folder / "lake"),
