@@ -20,7 +20,8 @@ setup: $(filter .uv/bin/uv,$(UV))  ## the environment in .venv, and the git filt
 	@$(UV) sync --quiet --all-extras
 	@if git rev-parse --git-dir >/dev/null 2>&1; then \
 	  git config filter.portable-lock.clean "$(PYTHON) .ci/portable_lock.py"; \
-	  git config filter.portable-lock.smudge cat; fi
+	  git config filter.portable-lock.smudge cat; \
+	  git update-index -q --refresh -- uv.lock || true; fi
 
 demo: setup  ## the main job in half a minute, without a network
 	@$(RUN) crypto-lake demo $(ARGS)

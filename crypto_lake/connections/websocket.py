@@ -74,6 +74,7 @@ class Connection:
         self._socket = socket
         self._silence_s = silence_s
         self.heard_us = time.time_ns() // 1000
+        self.is_resting = False  # set by a reader that does not want to read now: then silence is not the venue's
         self.reason = ""
 
     async def frames(self) -> AsyncIterator[Frame]:
@@ -98,6 +99,8 @@ class Connection:
     async def _watch(self) -> None:
         """Ends a connection on which nothing comes although its socket is alive: a wrong route is like that."""
         while True:
+            if self.is_resting:
+                self.heard_us = time.time_ns() // 1000
             silent_s = time.time_ns() / 1e9 - self.heard_us / 1e6
             if silent_s >= self._silence_s:
                 self.reason = f"silent for {silent_s:.0f} s"

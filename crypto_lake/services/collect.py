@@ -191,7 +191,9 @@ class Life:
                 assert self._on_stream is not None
                 self._on_stream(feed, payload)
             if not may_read.is_set():
+                connection.is_resting = True
                 await may_read.wait()
+                connection.is_resting = False
 
 
 OnStream = Callable[[Feed, bytes], None]

@@ -127,9 +127,11 @@ class Daemon:
 
     async def _drain_and_end(self, watching: "asyncio.Task[None]") -> None:
         notify.status("draining the journals")
-        self._close_journals()
-        await self._drainer.finish()
-        await watching
+        try:
+            self._close_journals()
+        finally:
+            await self._drainer.finish()
+            await watching
         left = sum(
             backlog(self.settings.journals / name, self._drainer.progress.positions.get(name, 0))
             for name in self._journals

@@ -8,6 +8,7 @@ from typing import Final
 
 import structlog
 
+from crypto_lake.config import ConfigError
 from crypto_lake.journal import Journal
 from crypto_lake.monitoring import metrics
 from crypto_lake.services.collect import Gate
@@ -80,18 +81,23 @@ def _write(journals: list[Journal], *, sync: bool) -> None:
 
 
 def close_journals(journals: Iterable[Journal]) -> None:
-    """Writes the rest and closes. Raises `OSError` when the disk refuses it to the last try."""
-    for journal in journals:
-        _flush_at_last(journal)
-        journal.close()
+    """Writes the rest and closes all of them. Raises `ConfigError` when the disk refuses the rest to the last try."""
+    refused = [reason for journal in journals if (reason := _close(journal))]
+    if refused:
+        raise ConfigError(f"LAKE_STATE: {'; '.join(refused)}; make room before the next start")
 
 
-def _flush_at_last(journal: Journal) -> None:
+def _close(journal: Journal) -> str:
+    """Why what it received last could not be written; empty if it could."""
     for tries_left in reversed(range(LAST_TRIES)):
         try:
             journal.flush()
-            return
+            break
         except OSError:
-            if not tries_left:
-                raise
-            time.sleep(RETRY_EVERY_S)
+            if tries_left:
+                time.sleep(RETRY_EVERY_S)
+    try:
+        journal.close()
+    except OSError as error:
+        return f"{journal.directory.name}: the last {journal.waiting_bytes} bytes are lost, {error.strerror}"
+    return ""

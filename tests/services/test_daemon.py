@@ -120,7 +120,7 @@ async def command(daemon: Any, *args: str) -> tuple[int, str, str]:
 async def test_a_full_disk_rests_the_sockets_and_loses_nothing(recorder: MakeRecorder, wait_for: Wait) -> None:
     market = GeneratedMarket(rate=1000, record=True)
     async with Simulator(market) as exchange:
-        daemon = recorder({**exchange.environment, **ONE, "LAKE_SILENCE_S": "600"})
+        daemon = recorder({**exchange.environment, **ONE, "LAKE_SILENCE_S": "1"})
         await daemon.start()
         folder = daemon.state / "journal" / "agg_trade"
         await wait_for(lambda: daemon.journal_bytes > 20_000 and daemon.port)
@@ -135,12 +135,29 @@ async def test_a_full_disk_rests_the_sockets_and_loses_nothing(recorder: MakeRec
         made = market.made
         await wait_for(lambda: market.made > made + 500)
         assert end_of(folder) == written
+        until_s = time.monotonic() + 2
+        await wait_for(lambda: time.monotonic() > until_s)  # twice the silence: resting is not being dead
+        assert not daemon.events("disconnected")
         resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, unlimited)
         await wait_for(lambda: daemon.events("journal_disk_writes_again"))
         await wait_for(lambda: end_of(folder) > written)
         assert await daemon.stop() == 0
     ids = read("agg_trade", symbols="BTCUSDT", root=str(daemon.root)).collect()["agg_trade_id"].sort()
     assert ids.to_list() == list(range(ids[0], ids[-1] + 1))
+
+
+async def test_a_disk_that_stays_full_at_the_stop_is_said(recorder: MakeRecorder, wait_for: Wait) -> None:
+    async with Simulator(GeneratedMarket(rate=1000)) as exchange:
+        daemon = recorder({**exchange.environment, **ONE})
+        await daemon.start()
+        await wait_for(lambda: daemon.journal_bytes > 20_000 and daemon.port)
+        resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        await wait_for(lambda: daemon.events("journal_disk_full"))
+        assert await daemon.stop() == 1
+    said = daemon.log.read_text()
+    assert "bytes are lost, File too large; make room before the next start" in said
+    assert "Traceback" not in said
+    assert read("agg_trade", root=str(daemon.root)).collect().height > 0
 
 
 async def test_a_worker_that_dies_is_started_again(recorder: MakeRecorder, wait_for: Wait) -> None:
