@@ -39,19 +39,21 @@ class Frame(NamedTuple):
     payload: bytes
 
 
-def combined(address: str, route: str, streams: Iterable[str]) -> list[Address]:
-    """The addresses of one route that carry the streams, each within the venue's limits."""
+def combined(address: str, route: str, streams: Iterable[str], *, also: str = "") -> list[Address]:
+    """The addresses of one route that carry the streams, each within the venue's limits; all of them carry `also`."""
     base = f"{address}/{route}/stream?streams=" if route else f"{address}/stream?streams="
-    return [Address(base + "/".join(map(_quoted, chunk)), chunk) for chunk in _chunks(base, list(streams))]
+    last = (also,) if also else ()
+    chunks = _chunks(list(streams), MAX_STREAMS - len(last), MAX_URL_BYTES - len(base) - len(_quoted(also)) - 1)
+    return [Address(base + "/".join(map(_quoted, (*chunk, *last))), (*chunk, *last)) for chunk in chunks]
 
 
-def _chunks(base: str, streams: list[str]) -> Iterator[tuple[str, ...]]:
+def _chunks(streams: list[str], most: int, most_bytes: int) -> Iterator[tuple[str, ...]]:
     chunk: list[str] = []
-    size = len(base)
+    size = 0
     for stream in streams:
-        if chunk and (len(chunk) == MAX_STREAMS or size + len(_quoted(stream)) + 1 > MAX_URL_BYTES):
+        if chunk and (len(chunk) == most or size + len(_quoted(stream)) + 1 > most_bytes):
             yield tuple(chunk)
-            chunk, size = [], len(base)
+            chunk, size = [], 0
         chunk.append(stream)
         size += len(_quoted(stream)) + 1
     if chunk:

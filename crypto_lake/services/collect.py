@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -56,19 +56,14 @@ class Feed:
     size_bytes: int = 0
     heard_us: int = 0
     open: int = 0
+    opened: int = 0
+    trouble: str = ""
 
     @property
     def is_busy(self) -> bool:
         """Whether silence on it means that it is dead."""
         assert self.dataset.live is not None
         return self.dataset.live.is_busy or bool(self.pulse)
-
-
-@dataclass(slots=True)
-class Gate:
-    """Closed while the disk does not keep up: then no socket is read, and the venue's data waits in TCP."""
-
-    is_open: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 def plan(datasets: Iterable[Dataset], markets: Mapping[str, Wanted], settings: Settings) -> list[Feed]:
@@ -91,13 +86,7 @@ def _feeds(dataset: Dataset, wanted: Wanted, settings: Settings) -> list[Feed]:
     if wanted.every and stream.every:
         names = [stream.every]
     pulse = _pulse(dataset, wanted)
-    addresses = combined(settings.ws_address(wanted.venue), stream.route, names)
-    if pulse:
-        addresses = [
-            address
-            for chunk in addresses
-            for address in combined(settings.ws_address(wanted.venue), stream.route, (*chunk.streams, pulse))
-        ]
+    addresses = combined(settings.ws_address(wanted.venue), stream.route, names, also=pulse)
     return [
         Feed(
             dataset,
@@ -105,7 +94,7 @@ def _feeds(dataset: Dataset, wanted: Wanted, settings: Settings) -> list[Feed]:
             address.url,
             address.streams,
             f"{dataset.name} {wanted.venue} {number}",
-            f'{{"stream":"{pulse}"'.encode() if pulse in address.streams else b"",
+            f'{{"stream":"{pulse}"'.encode() if pulse else b"",
         )
         for number, address in enumerate(addresses)
     ]
@@ -127,11 +116,13 @@ def _pulse(dataset: Dataset, wanted: Wanted) -> str:
 class Life:
     """One connection of a feed from its opening to its end, in a task of its own."""
 
-    def __init__(self, feed: Feed, journal: Journal, gate: Gate, policy: Policy, on_stream: "OnStream | None") -> None:
+    def __init__(
+        self, feed: Feed, journal: Journal, may_read: asyncio.Event, policy: Policy, on_stream: "OnStream | None"
+    ) -> None:
         self.flowing = asyncio.Event()
         self.first_us = self.last_us = 0
         self.retry_after_s: float | None = None
-        self._feed, self._journal, self._gate, self._policy = feed, journal, gate, policy
+        self._feed, self._journal, self._may_read, self._policy = feed, journal, may_read, policy
         self._on_stream = on_stream
         self._connection: Connection | None = None
         self.task = asyncio.create_task(self._live(), name=f"feed {feed.name}")
@@ -167,6 +158,7 @@ class Life:
         origin = f"{feed.venue} {feed.name}".encode()
         journal.append(OPENED, origin, msgspec.json.encode({"url": feed.url, "streams": feed.streams}), _now_us())
         feed.open += 1
+        feed.opened += 1
         try:
             await self._frames(connection, origin)
         finally:
@@ -174,7 +166,7 @@ class Life:
             journal.append(CLOSED, origin, msgspec.json.encode({"reason": connection.reason}), _now_us())
 
     async def _frames(self, connection: Connection, origin: bytes) -> None:
-        feed, append, may_read, pulse = self._feed, self._journal.append, self._gate.is_open, self._feed.pulse
+        feed, append, may_read, pulse = self._feed, self._journal.append, self._may_read, self._feed.pulse
         unseen = set(map(str.encode, feed.streams)) if self._on_stream else set()
         async for received_us, payload in connection.frames():
             feed.heard_us = self.last_us = received_us
@@ -202,7 +194,7 @@ OnStream = Callable[[Feed, bytes], None]
 async def keep(
     feed: Feed,
     journal: Journal,
-    gate: Gate,
+    may_read: asyncio.Event,
     stop: asyncio.Event,
     *,
     policy: Policy,
@@ -210,10 +202,11 @@ async def keep(
 ) -> None:
     """Keeps a feed connected until `stop`: after a failure with growing pauses, before the venue's cut with an overlap.
 
-    `on_stream` is called with the first message of each stream of a connection that follows a hole.
+    While `may_read` is not set no message is taken from the socket: the disk does not keep up, and the data waits in
+    TCP. `on_stream` is called with the first message of each stream of a connection that follows a hole.
     """
     attempt = 0
-    life = Life(feed, journal, gate, policy, on_stream)
+    life = Life(feed, journal, may_read, policy, on_stream)
     ends_at = _life_end(policy)
     while not stop.is_set():
         await _first_of(stop, life.task, timeout_s=max(0.0, ends_at - time.monotonic()))
@@ -222,22 +215,22 @@ async def keep(
         if life.task.done():
             attempt = 0 if life.was_steady else attempt + 1
             wait_s = _pause_s(life, attempt, policy)
-            reason = life.task.result()
+            feed.trouble = reason = life.task.result()
             log.warning("disconnected", feed=feed.name, reason=reason, again_in_s=round(wait_s, 1))
             metrics.reconnects_total.labels(feed.dataset.name, feed.venue, "failure").inc()
             await _first_of(stop, timeout_s=wait_s)
             if not stop.is_set():
-                life, ends_at = Life(feed, journal, gate, policy, on_stream), _life_end(policy)
+                life, ends_at = Life(feed, journal, may_read, policy, on_stream), _life_end(policy)
         else:
-            life, ends_at = await _replace(life, feed, journal, gate, stop, policy)
+            life, ends_at = await _replace(life, feed, journal, may_read, stop, policy)
     await life.close("stopping")
 
 
 async def _replace(
-    old: Life, feed: Feed, journal: Journal, gate: Gate, stop: asyncio.Event, policy: Policy
+    old: Life, feed: Feed, journal: Journal, may_read: asyncio.Event, stop: asyncio.Event, policy: Policy
 ) -> tuple[Life, float]:
     """The next connection in place of `old`, which is closed only when the new one delivers."""
-    new = Life(feed, journal, gate, policy, None)
+    new = Life(feed, journal, may_read, policy, None)
     flowing = asyncio.create_task(new.flowing.wait())
     await _first_of(stop, new.task, old.task, flowing, timeout_s=policy.overlap_s)
     flowing.cancel()

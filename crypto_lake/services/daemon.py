@@ -15,12 +15,13 @@ import msgspec
 import structlog
 
 from crypto_lake.config import ConfigError, Settings
+from crypto_lake.connections import SourceError
 from crypto_lake.connections.rest import Rest
 from crypto_lake.journal import Journal, backlog
 from crypto_lake.models import Dataset
 from crypto_lake.models.depth import DEPTH
 from crypto_lake.monitoring import health, metrics, notify
-from crypto_lake.services.collect import Feed, Gate, Policy, keep, plan
+from crypto_lake.services.collect import Feed, Policy, keep, plan
 from crypto_lake.services.drainer import Drainer
 from crypto_lake.services.flush import Disk, close_journals, flush_journals
 from crypto_lake.services.maintain import maintain
@@ -34,6 +35,8 @@ OBSERVE_EVERY_S: Final = 1.0
 FORGET_EVERY_S: Final = 60.0
 FIRST_FORGET_S: Final = 5.0
 READY_PATIENCE_S: Final = 30.0
+# A recorder that reaches nobody for so long after its start ends and says so: an address may be wrong.
+START_PATIENCE_S: Final = 10.0
 STATE_FILE: Final = "daemon.json"
 INTERRUPTED: Final = 130
 
@@ -58,7 +61,7 @@ class Daemon:
         self.port = 0
         self.feeds: list[Feed] = []
         self._journals: dict[str, Journal] = {}
-        self._gate, self._disk = Gate(), Disk()
+        self._may_read, self._disk = asyncio.Event(), Disk()
         self._drainer = Drainer(settings, [dataset.name for dataset in self.datasets])
 
     async def run(self, *, run_s: float | None = None) -> None:
@@ -154,13 +157,18 @@ class Daemon:
         async with asyncio.TaskGroup() as background:
             background.create_task(
                 flush_journals(
-                    self._journals.values(), self._gate, self._disk, quiet, sync_every_s=self.settings.journal_sync_s
+                    self._journals.values(),
+                    self._may_read,
+                    self._disk,
+                    quiet,
+                    sync_every_s=self.settings.journal_sync_s,
                 )
             )
             background.create_task(self._observe(quiet))
             background.create_task(self._tell_systemd(quiet))
             async with asyncio.TaskGroup() as listening:
                 self._listen(listening, rest, markets, polls)
+                listening.create_task(self._require_connection())
                 await _until(self.stop, run_s)
                 log.info("stopping")
                 notify.stopping()
@@ -182,7 +190,7 @@ class Daemon:
                 keep(
                     feed,
                     self._journals[feed.dataset.name],
-                    self._gate,
+                    self._may_read,
                     self.stop,
                     policy=self.policy,
                     on_stream=on_stream,
@@ -195,6 +203,14 @@ class Daemon:
             every_s = self.settings.price_every_s
             group.create_task(poll(dataset, wanted, rest, journal, self.stop, every_s=every_s))
         group.create_task(maintain(self.settings, list(self._journals), self._drainer, self.stop))
+
+    async def _require_connection(self) -> None:
+        """Raises `SourceError` when no feed has connected some time after the start and each has failed."""
+        patient_until = time.monotonic() + START_PATIENCE_S
+        while self.feeds and not self.stop.is_set() and not any(feed.opened for feed in self.feeds):
+            if time.monotonic() > patient_until and all(feed.trouble for feed in self.feeds):
+                raise SourceError(self.feeds[0].trouble)
+            await _until(self.stop, OBSERVE_EVERY_S)
 
     async def _observe(self, quiet: asyncio.Event) -> None:
         """Once a second what is seen goes into the metrics; once a minute old journal files go."""

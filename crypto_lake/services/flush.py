@@ -11,7 +11,6 @@ import structlog
 from crypto_lake.config import ConfigError
 from crypto_lake.journal import Journal
 from crypto_lake.monitoring import metrics
-from crypto_lake.services.collect import Gate
 
 log = structlog.get_logger()
 
@@ -30,23 +29,23 @@ class Disk:
 
 
 async def flush_journals(
-    journals: Iterable[Journal], gate: Gate, disk: Disk, stop: asyncio.Event, *, sync_every_s: float
+    journals: Iterable[Journal], may_read: asyncio.Event, disk: Disk, stop: asyncio.Event, *, sync_every_s: float
 ) -> None:
-    """Writes what waits every 50 ms and syncs every `sync_every_s`, until `stop`."""
+    """Writes what waits every 50 ms and syncs every `sync_every_s`, until `stop`; clears `may_read` when that fails."""
     journals = list(journals)
     synced_s = time.monotonic()
-    gate.is_open.set()
+    may_read.set()
     while not stop.is_set():
         woke_s = time.monotonic()
         await asyncio.sleep(FLUSH_EVERY_S if not disk.trouble else RETRY_EVERY_S)
         metrics.receive_delay_seconds.observe(max(0.0, time.monotonic() - woke_s - FLUSH_EVERY_S))
         due = time.monotonic() - synced_s >= sync_every_s
-        await _flush(journals, gate, disk, sync=due)
+        await _flush(journals, may_read, disk, sync=due)
         if due:
             synced_s = time.monotonic()
 
 
-async def _flush(journals: list[Journal], gate: Gate, disk: Disk, *, sync: bool) -> None:
+async def _flush(journals: list[Journal], may_read: asyncio.Event, disk: Disk, *, sync: bool) -> None:
     try:
         # In a thread, for a disk may take its time, and receiving must not.
         await asyncio.to_thread(_write, journals, sync=sync)
@@ -54,7 +53,7 @@ async def _flush(journals: list[Journal], gate: Gate, disk: Disk, *, sync: bool)
         if not disk.trouble:
             log.error("journal_disk_full", reason=error.strerror, effect="the sockets rest until it takes data again")
         disk.trouble = error.strerror or "cannot be written"
-        gate.is_open.clear()
+        may_read.clear()
         metrics.journal_full.set(1)
         return
     if disk.trouble:
@@ -62,9 +61,9 @@ async def _flush(journals: list[Journal], gate: Gate, disk: Disk, *, sync: bool)
     disk.trouble, disk.written_us = "", time.time_ns() // 1000
     metrics.journal_full.set(0)
     if any(journal.is_full for journal in journals):
-        gate.is_open.clear()  # a slow disk: rest until the next flush has caught up
+        may_read.clear()  # a slow disk: rest until the next flush has caught up
     else:
-        gate.is_open.set()
+        may_read.set()
 
 
 def _write(journals: list[Journal], *, sync: bool) -> None:

@@ -33,11 +33,15 @@ def socket_handler(handle: Handler) -> Callable[[web.Request], Awaitable[web.Str
     return serve
 
 
-@given(st.lists(st.text("abc币安@_!0", min_size=1, max_size=60).map(lambda name: f"{name}@aggTrade"), max_size=1500))
-def test_every_stream_is_asked_for_once_within_the_limits(streams: list[str]) -> None:
-    addresses = combined("wss://venue", "market", streams)
-    assert [stream for address in addresses for stream in address.streams] == streams
+names = st.text("abc币安@_!0", min_size=1, max_size=60).map(lambda name: f"{name}@aggTrade")
+
+
+@given(st.lists(names, max_size=1500), st.sampled_from(["", "btcusdt@markPrice@1s"]))
+def test_every_stream_is_asked_for_once_within_the_limits(streams: list[str], pulse: str) -> None:
+    addresses = combined("wss://venue", "market", streams, also=pulse)
+    assert [stream for address in addresses for stream in address.streams if stream != pulse] == streams
     for address in addresses:
+        assert not pulse or address.streams[-1] == pulse
         assert len(address.streams) <= MAX_STREAMS
         assert len(address.url) <= MAX_URL_BYTES
         assert address.url.isascii()

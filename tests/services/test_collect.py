@@ -13,7 +13,7 @@ from crypto_lake.config import ALL_SYMBOLS, FUTURES, SPOT, ConfigError, Settings
 from crypto_lake.connections.rest import Rest
 from crypto_lake.journal import CLOSED, FRAME, OPENED, RESPONSE, Journal, read_all
 from crypto_lake.models import DATASETS
-from crypto_lake.services.collect import Feed, Gate, Policy, keep, plan
+from crypto_lake.services.collect import Feed, Policy, keep, plan
 from crypto_lake.services.markets import Wanted, chosen, parse
 from crypto_lake.services.snapshots import Snapshots
 from crypto_lake.simulator import GeneratedMarket, Simulator
@@ -29,9 +29,9 @@ async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
 
 
 @pytest.fixture
-def gate() -> Gate:
-    made = Gate()
-    made.is_open.set()
+def gate() -> asyncio.Event:
+    made = asyncio.Event()
+    made.set()
     return made
 
 
@@ -124,7 +124,7 @@ async def serve() -> AsyncIterator[Callable[[Any], Any]]:
 
 
 async def test_a_venue_that_closes_at_once_is_asked_less_and_less(
-    journal: Journal, gate: Gate, serve: Any, wait_for: Wait
+    journal: Journal, gate: asyncio.Event, serve: Any, wait_for: Wait
 ) -> None:
     waits: list[float] = []
 
@@ -149,7 +149,7 @@ async def test_a_venue_that_closes_at_once_is_asked_less_and_less(
 
 
 async def test_the_pauses_begin_anew_only_after_data_has_flowed_for_a_while(
-    journal: Journal, gate: Gate, serve: Any, wait_for: Wait
+    journal: Journal, gate: asyncio.Event, serve: Any, wait_for: Wait
 ) -> None:
     venue = Venue(3, close=True)
     (feed,) = planned("agg_trade", "BTCUSDT", futures_ws=f"ws://{await serve(venue.answer)}")
@@ -166,7 +166,7 @@ async def test_the_pauses_begin_anew_only_after_data_has_flowed_for_a_while(
     assert pauses[0.0] < pauses[60.0] / 2
 
 
-async def test_a_planned_reconnect_leaves_no_hole(journal: Journal, gate: Gate, wait_for: Wait) -> None:
+async def test_a_planned_reconnect_leaves_no_hole(journal: Journal, gate: asyncio.Event, wait_for: Wait) -> None:
     market = GeneratedMarket(futures=("BTCUSDT",), rate=300)
     async with Simulator(market) as exchange:
         (feed,) = planned("agg_trade", "BTCUSDT", futures_ws=exchange.ws_url)
@@ -189,7 +189,7 @@ async def test_a_planned_reconnect_leaves_no_hole(journal: Journal, gate: Gate, 
 
 
 async def test_a_pulse_keeps_a_quiet_feed_alive_and_is_not_recorded(
-    journal: Journal, gate: Gate, wait_for: Wait
+    journal: Journal, gate: asyncio.Event, wait_for: Wait
 ) -> None:
     market = GeneratedMarket(futures=("BTCUSDT",), rate=50, mix={"aggTrade": 1.0})
     async with Simulator(market) as exchange:
@@ -205,19 +205,21 @@ async def test_a_pulse_keeps_a_quiet_feed_alive_and_is_not_recorded(
     assert [r.kind for r in read_all(journal.directory)] == [OPENED, CLOSED]
 
 
-async def test_a_closed_gate_leaves_the_data_with_the_venue(journal: Journal, gate: Gate, wait_for: Wait) -> None:
+async def test_a_closed_gate_leaves_the_data_with_the_venue(
+    journal: Journal, gate: asyncio.Event, wait_for: Wait
+) -> None:
     market = GeneratedMarket(futures=("BTCUSDT",), rate=500)
     async with Simulator(market) as exchange:
         (feed,) = planned("agg_trade", "BTCUSDT", futures_ws=exchange.ws_url)
         stop = asyncio.Event()
         task = asyncio.create_task(keep(feed, journal, gate, stop, policy=Policy()))
         await wait_for(lambda: feed.frames > 50)
-        gate.is_open.clear()
+        gate.clear()
         await asyncio.sleep(0)
         frames, made = feed.frames, market.made
         await wait_for(lambda: market.made > made + 500)
         assert feed.frames <= frames + 1
-        gate.is_open.set()
+        gate.set()
         await wait_for(lambda: feed.frames > frames + 200)
         stop.set()
         await task
@@ -245,7 +247,9 @@ async def test_a_snapshot_older_than_its_stream_is_fetched_again(journal: Journa
     assert bodies == [95, 100]
 
 
-async def test_every_symbol_of_a_fresh_depth_connection_gets_a_book(tmp_path: Path, gate: Gate, wait_for: Wait) -> None:
+async def test_every_symbol_of_a_fresh_depth_connection_gets_a_book(
+    tmp_path: Path, gate: asyncio.Event, wait_for: Wait
+) -> None:
     assert DATASETS["depth"].poll is not None
     journal = Journal(tmp_path / "depth")
     market = GeneratedMarket(futures=("BTCUSDT", "ETHUSDT", "币安人生USDT"), rate=300)

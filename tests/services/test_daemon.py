@@ -225,6 +225,7 @@ async def test_what_a_user_can_get_wrong_is_said_in_one_sentence(recorder: MakeR
             "LAKE_COMMIT_EVERY_S='soon'": {"LAKE_COMMIT_EVERY_S": "soon"},
             "LAKE_DEPTH_SPEED='1s'": {"LAKE_DEPTH_SPEED": "1s"},
             "cannot reach http://127.0.0.1:9": {"LAKE_BINANCE_FUTURES_REST": "http://127.0.0.1:9"},
+            "cannot connect to ws://127.0.0.1:9": {"LAKE_BINANCE_FUTURES_WS": "ws://127.0.0.1:9"},
             "LAKE_ROOT=/proc/nowhere": {"LAKE_ROOT": "/proc/nowhere"},
             "LAKE_STATE": {"LAKE_STATE": "/proc/nowhere"},
         }
