@@ -16,9 +16,8 @@ import typer
 from crypto_lake import show
 from crypto_lake.config import ConfigError, SinkFormat, example, load
 from crypto_lake.connections import SourceError
-from crypto_lake.models import DATASETS, Dataset
+from crypto_lake.models import DATASETS, Dataset, dataset_named
 from crypto_lake.monitoring.log import configure
-from crypto_lake.services.markets import dataset_named
 from crypto_lake.writers import CommitFailed, CommitUnknown
 
 if TYPE_CHECKING:

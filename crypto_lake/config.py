@@ -1,8 +1,10 @@
 """Settings: the only reader of the environment and of `.env`."""
 
+import difflib
 import os
 import secrets
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,11 +17,21 @@ SinkFormat = Literal["delta", "parquet", "jsonl"]
 CommaList = Annotated[tuple[str, ...], NoDecode]
 
 ALL_SYMBOLS = "all"
+FEW_WORDS = 20
 FUTURES, SPOT = "binance-futures", "binance"
 
 
 class ConfigError(Exception):
     """The user asked for something that cannot be; the text says which setting, and what would be right."""
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """The end of a sentence about a word that is none of `words`: the one that was probably meant, or all there are."""
+    known = sorted(words)
+    near = difflib.get_close_matches(word, known, n=1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; there are {', '.join(known)}" if len(known) <= FEW_WORDS else ""
 
 
 class Settings(BaseSettings):

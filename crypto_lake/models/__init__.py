@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from crypto_lake.config import ConfigError, nearest
 from crypto_lake.models.agg_trade import AGG_TRADE
 from crypto_lake.models.book_ticker import BOOK_TICKER
 from crypto_lake.models.dataset import Dataset
@@ -18,4 +19,12 @@ DATASETS: Final[dict[str, Dataset]] = {
     for dataset in (LIQUIDATION, DEPTH, AGG_TRADE, PRICES, TRADE, BOOK_TICKER, MARK_PRICE, GAP, REJECTED)
 }
 
-__all__ = ["DATASETS", "Dataset"]
+
+def dataset_named(name: str) -> Dataset:
+    """The dataset of that name. Raises `ConfigError` with the nearest one."""
+    if name not in DATASETS:
+        raise ConfigError(f"there is no dataset {name!r}{nearest(name, DATASETS)}")
+    return DATASETS[name]
+
+
+__all__ = ["DATASETS", "Dataset", "dataset_named"]

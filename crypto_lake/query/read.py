@@ -1,14 +1,13 @@
 """`read`: the rows of a dataset as a Polars LazyFrame that opens only the files it needs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from difflib import get_close_matches
 from typing import Any
 
 import polars as pl
 
-from crypto_lake.config import ConfigError, load
-from crypto_lake.models import DATASETS, Dataset
+from crypto_lake.config import ConfigError, load, nearest
+from crypto_lake.models import Dataset, dataset_named
 from crypto_lake.query.source import Source, find
 from crypto_lake.query.span import TICK, Moment, span
 
@@ -36,7 +35,7 @@ def read(
 
     Raises `ConfigError` for a dataset or column that does not exist, a time that is none, and a missing table.
     """
-    asked = known_dataset(dataset)
+    asked = dataset_named(dataset)
     wanted = {"symbol": symbols, "venue": venue, **equals}
     conditions = [_matches(asked, name, value) for name, value in wanted.items() if value is not None]
     chosen = [_known_column(asked, name) for name in columns or asked.schema]
@@ -44,13 +43,6 @@ def read(
     source = _found(asked, load().root if root is None else root)
     rows = source.scan(since.date() if since else None, (until - TICK).date() if until else None)
     return rows.filter(_within(asked, since, until), *conditions).select(chosen)
-
-
-def known_dataset(name: str) -> Dataset:
-    """The dataset of that name. Raises `ConfigError` with the nearest one."""
-    if name not in DATASETS:
-        raise ConfigError(f"there is no dataset {name!r}{_nearest(name, DATASETS)}")
-    return DATASETS[name]
 
 
 def _found(dataset: Dataset, root: str) -> Source:
@@ -62,7 +54,7 @@ def _found(dataset: Dataset, root: str) -> Source:
 
 def _known_column(dataset: Dataset, name: str) -> str:
     if name not in dataset.schema:
-        raise ConfigError(f"{dataset.name} has no column {name!r}{_nearest(name, dataset.schema)}")
+        raise ConfigError(f"{dataset.name} has no column {name!r}{nearest(name, dataset.schema)}")
     return name
 
 
@@ -77,10 +69,3 @@ def _within(dataset: Dataset, since: datetime | None, until: datetime | None) ->
     clock = pl.col(dataset.partition)
     after = pl.lit(True) if since is None else clock >= since
     return after if until is None else after & (clock < until)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence: the name that was probably meant, or else all there are."""
-    known = sorted(known)
-    near = get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"

@@ -1,6 +1,5 @@
 """What is to be collected: the words of LAKE_SYMBOLS and LAKE_DATASETS against what the venues list."""
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -9,7 +8,7 @@ import msgspec
 import structlog
 from msgspec import Struct, field
 
-from crypto_lake.config import ALL_SYMBOLS, FUTURES, SPOT, ConfigError
+from crypto_lake.config import ALL_SYMBOLS, FUTURES, SPOT, ConfigError, nearest
 from crypto_lake.connections import SourceError
 from crypto_lake.connections.rest import Rest
 from crypto_lake.models import DATASETS, Dataset
@@ -50,18 +49,11 @@ def chosen(names: Iterable[str]) -> list[Dataset]:
     found = []
     for name in dict.fromkeys(names):
         if name not in recordable():
-            raise ConfigError(f"LAKE_DATASETS: there is no dataset {name!r}{_nearest(name, recordable())}")
+            raise ConfigError(f"LAKE_DATASETS: there is no dataset {name!r}{nearest(name, recordable())}")
         found.append(DATASETS[name])
     if not found:
         raise ConfigError(f"LAKE_DATASETS is empty: choose from {', '.join(recordable())}")
     return found
-
-
-def dataset_named(name: str) -> Dataset:
-    """Any dataset by its name. Raises `ConfigError`."""
-    if name not in DATASETS:
-        raise ConfigError(f"there is no dataset {name!r}{_nearest(name, DATASETS)}")
-    return DATASETS[name]
 
 
 def parse(words: Iterable[str]) -> dict[str, Wanted]:
@@ -71,7 +63,7 @@ def parse(words: Iterable[str]) -> dict[str, Wanted]:
         venue, colon, symbol = word.rpartition(":")
         venue = venue if colon else FUTURES
         if venue not in EXCHANGE_INFO:
-            raise ConfigError(f"LAKE_SYMBOLS: {word!r}: there is no venue {venue!r}{_nearest(venue, EXCHANGE_INFO)}")
+            raise ConfigError(f"LAKE_SYMBOLS: {word!r}: there is no venue {venue!r}{nearest(venue, EXCHANGE_INFO)}")
         named.setdefault(venue, []).append(symbol)
     if not named:
         raise ConfigError("LAKE_SYMBOLS is empty: name symbols, or say all")
@@ -115,15 +107,7 @@ def _is_trading(symbol: _Symbol) -> bool:
 def _checked(wanted: Wanted, listed: Mapping[str, _Symbol]) -> Wanted:
     for symbol in wanted.symbols:
         if symbol not in listed:
-            raise ConfigError(f"LAKE_SYMBOLS: {wanted.venue} has no symbol {symbol!r}{_nearest(symbol, listed)}")
+            raise ConfigError(f"LAKE_SYMBOLS: {wanted.venue} has no symbol {symbol!r}{nearest(symbol, listed)}")
         if listed[symbol].status not in ("", "TRADING"):
             log.warning("symbol_not_trading", venue=wanted.venue, symbol=symbol, status=listed[symbol].status)
     return wanted
-
-
-def _nearest(word: str, words: Iterable[str]) -> str:
-    words = list(words)
-    near = difflib.get_close_matches(word, words, n=1)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; there are {', '.join(words)}" if len(words) <= 12 else ""

@@ -121,7 +121,7 @@ def _commit(lake: Lake, dataset: Dataset, day: date, old: pl.DataFrame, added: l
 
 def _scans(table: DeltaTable, paths: Sequence[str]) -> list[pl.LazyFrame]:
     """The rows of each file, with all the columns that the table has, whatever this program knows of them."""
-    columns = dict(pl.DataFrame(table.to_pyarrow_dataset().schema.empty_table()).schema)
+    columns = dict(pl.Schema(table.schema()))
     del columns[PARTITION]
     root = table.table_uri.rstrip("/")
     casts = pl.ScanCastOptions(datetime_cast=["nanosecond-downcast", "convert-timezone"])
