@@ -48,7 +48,7 @@ def measure(frames: Path, folder: Path) -> Findings:
             daemon.send_signal(signal.SIGTERM)
             daemon.wait(DRAINED_S)
         _say(sender, "end")
-    received = _received(folder / "state" / "journal")
+    received = _received(next((folder / "state" / "journal").iterdir()))
     rows = sum(_rows(folder / "lake" / name) for name in workload.KINDS)
     return _findings(sent, used, received, rows)
 

@@ -2,8 +2,10 @@
 
 import difflib
 import os
+import re
 import secrets
 import tempfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +20,7 @@ CommaList = Annotated[tuple[str, ...], NoDecode]
 
 ALL_SYMBOLS = "all"
 FEW_WORDS = 20
+LONGEST_NAME = 60
 FUTURES, SPOT = "binance-futures", "binance"
 
 
@@ -127,14 +130,24 @@ class Settings(BaseSettings):
 
     @property
     def journals(self) -> Path:
-        """The folder with one journal per dataset."""
-        return self.state / "journal"
+        """The folder with one journal per dataset; each place for tables has its own.
+
+        A journal holds what was recorded for one lake: pointing LAKE_ROOT elsewhere must not carry the old one's
+        messages into the new one, nor forget those that still wait for the old one.
+        """
+        return self.state / "journal" / _folder_name(self.sink, self.root)
 
 
 def _address(value: str, schemes: tuple[str, ...]) -> str:
     if not value.startswith(schemes):
         raise ValueError(f"must begin with {' or '.join(schemes)}")
     return value.rstrip("/")
+
+
+def _folder_name(sink: str, root: str) -> str:
+    """`delta-tables`; a root that is more than a word is told apart by a checksum too."""
+    plain = re.sub(r"[^\w.]+", "-", root).strip("-.")[-LONGEST_NAME:]
+    return f"{sink}-{plain}" if plain == root else f"{sink}-{plain}-{zlib.crc32(root.encode()):08x}"
 
 
 def load(**overrides: Any) -> Settings:

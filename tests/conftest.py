@@ -76,10 +76,14 @@ class Recorder:
             return None
         return int(running["port"]) if self.process and running["pid"] == self.process.pid else None
 
+    def journal(self, dataset: str) -> Path:
+        """The folder of a dataset's journal."""
+        return next(self.state.glob(f"journal/*/{dataset}"), self.state / "nothing yet")
+
     @property
     def journal_bytes(self) -> int:
         """What the journals hold (positions are no sizes: they jump at every start)."""
-        return sum(path.stat().st_size for path in self.state.glob("journal/*/*.journal"))
+        return sum(path.stat().st_size for path in self.state.glob("journal/*/*/*.journal"))
 
     def kill(self, *, with_worker: bool) -> None:
         """`kill -9`, of the daemon alone or of all its processes."""

@@ -119,7 +119,7 @@ async def test_a_capture_replayed_is_in_the_tables_as_the_file_says(
         )  # fmt: skip
         await daemon.start()
         await exchange.finished
-        depth = daemon.state / "journal" / "depth"
+        depth = daemon.journal("depth")
         await wait_for(lambda: b"lastUpdateId" in b"".join(each.read_bytes() for each in depth.glob("*.journal")))
         assert await daemon.stop() == 0
     for dataset, wanted in expected(venue, paths).items():

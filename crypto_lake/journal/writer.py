@@ -1,6 +1,5 @@
 """Appends to a journal: one writer, files of bounded size, and a place for every byte for ever."""
 
-import fcntl
 import os
 import time
 from collections.abc import Callable
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from crypto_lake.config import ConfigError
+from crypto_lake.journal.lock import take
 from crypto_lake.journal.reader import MAGIC, SUFFIX, Segment, read, segments
 from crypto_lake.journal.record import pack
 
@@ -37,7 +37,10 @@ class Journal:
         self._taken_bytes = self._written_bytes = 0
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(directory / "writer.lock")
+            self._lock = take(
+                directory / "writer.lock",
+                busy=f"LAKE_STATE: another crypto-lake is writing {directory}; give this one its own LAKE_STATE",
+            )
             self.cut_bytes = _cut_torn_tail(directory)
             self._open_segment()
         except OSError as error:
@@ -139,18 +142,6 @@ class Journal:
             path.unlink()
             raise
         self._file, self._path, self._start, self._size = file, path, start, len(MAGIC)
-
-
-def _locked(path: Path) -> int:
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise ConfigError(
-            f"LAKE_STATE: another crypto-lake is writing {path.parent}; stop it, or give this one its own LAKE_STATE"
-        ) from None
-    return lock
 
 
 def _cut_torn_tail(directory: Path) -> int:

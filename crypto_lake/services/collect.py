@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -120,6 +120,7 @@ class Life:
         self, feed: Feed, journal: Journal, may_read: asyncio.Event, policy: Policy, on_stream: "OnStream | None"
     ) -> None:
         self.flowing = asyncio.Event()
+        self._closing = asyncio.Event()
         self.first_us = self.last_us = 0
         self.retry_after_s: float | None = None
         self._feed, self._journal, self._may_read, self._policy = feed, journal, may_read, policy
@@ -134,6 +135,7 @@ class Life:
 
     async def close(self, reason: str) -> None:
         """Ends it after what has arrived is written."""
+        self._closing.set()
         if self._connection is None:
             self.task.cancel()
         else:
@@ -184,8 +186,14 @@ class Life:
                 self._on_stream(feed, payload)
             if not may_read.is_set():
                 connection.is_resting = True
-                await may_read.wait()
+                await self._may_go_on()
                 connection.is_resting = False
+
+    async def _may_go_on(self) -> None:
+        """Waits for the disk, or for the end: a disk that stays full must not hold up the stop."""
+        disk = asyncio.create_task(self._may_read.wait())
+        await _first_of(self._closing, disk, timeout_s=None)
+        disk.cancel()
 
 
 OnStream = Callable[[Feed, bytes], None]
@@ -252,11 +260,11 @@ def _life_end(policy: Policy) -> float:
     return time.monotonic() + policy.life_s * (1 - policy.draw() * (1 - policy.shortest_life))
 
 
-async def _first_of(stop: asyncio.Event, *tasks: "asyncio.Task[object]", timeout_s: float) -> None:
-    """Returns when a task is done, `stop` is set, or the time is over, whichever is first."""
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait([stopping, *tasks], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
+async def _first_of(event: asyncio.Event, *tasks: "asyncio.Task[Any]", timeout_s: float | None) -> None:
+    """Returns when the event is set, a task is done, or the time is over, whichever is first."""
+    waiting = asyncio.create_task(event.wait())
+    await asyncio.wait([waiting, *tasks], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
 
 
 def _now_us() -> int:

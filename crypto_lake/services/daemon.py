@@ -17,7 +17,7 @@ import structlog
 from crypto_lake.config import ConfigError, Settings
 from crypto_lake.connections import SourceError
 from crypto_lake.connections.rest import Rest
-from crypto_lake.journal import Journal, backlog
+from crypto_lake.journal import Journal, backlog, take
 from crypto_lake.models import Dataset
 from crypto_lake.models.depth import DEPTH
 from crypto_lake.monitoring import health, metrics, notify
@@ -73,6 +73,7 @@ class Daemon:
         async with contextlib.AsyncExitStack() as stack:
             pages = await health.start(self.settings.metrics_port, lambda: self.judge(time.time()))
             stack.push_async_callback(pages.close)
+            stack.callback(os.close, _alone(self.settings.state))
             self.port = pages.port
             stack.callback(self._close_journals)
             self._open_journals()
@@ -264,6 +265,16 @@ def _count(feed: Feed, counted: dict[str, tuple[int, int]]) -> None:
     metrics.connections_open.labels(*labels).set(feed.open)
     metrics.last_frame_time_seconds.labels(*labels).set(feed.heard_us / 1e6)
     counted[feed.name] = (feed.frames, feed.size_bytes)
+
+
+def _alone(state: Path) -> int:
+    """The lock that keeps a second recorder away from this LAKE_STATE."""
+    busy = f"LAKE_STATE={state}: another crypto-lake records with it; stop that one, or give this one its own"
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        return take(state / "daemon.lock", busy=busy)
+    except OSError as error:
+        raise ConfigError(f"LAKE_STATE={state}: cannot be written: {error.strerror}") from None
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ async def price_once(settings: Settings, *, every: bool) -> Drained:
     """
     sink = sink_of(settings.sink, settings.root)
     check(sink, [PRICES])
-    folder = settings.state / "once" / PRICES.name
+    folder = settings.journals / "once" / PRICES.name
     journal = Journal(folder)
     try:
         async with Rest(settings.rest_address, api_key=settings.api_key) as rest:

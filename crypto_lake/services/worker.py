@@ -6,7 +6,6 @@ is one line of JSON on standard output.
 """
 
 import contextlib
-import fcntl
 import os
 import resource
 import select
@@ -20,7 +19,7 @@ from typing import Final
 import msgspec
 
 from crypto_lake.config import ConfigError, SinkFormat
-from crypto_lake.journal import end_of
+from crypto_lake.journal import end_of, take
 from crypto_lake.models import DATASETS, Dataset
 from crypto_lake.models.rejected import REJECTED
 from crypto_lake.services.contract import Batch, Order, Ready, Refusal, Report, Round, Trouble
@@ -121,16 +120,8 @@ def _told_to_end(timeout_s: float) -> bool:
 def _alone(journals: Path) -> Iterator[None]:
     """One drain per journal: two would both find the same rows missing."""
     journals.mkdir(parents=True, exist_ok=True)
-    lock = os.open(journals / "drain.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    patient_until = time.monotonic() + LOCK_PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() > patient_until:
-                raise ConfigError(f"LAKE_STATE: another crypto-lake is draining {journals}; stop it first") from None
-            time.sleep(0.05)
+    busy = f"LAKE_STATE: another crypto-lake is draining {journals}; stop it first"
+    lock = take(journals / "drain.lock", busy=busy, patience_s=LOCK_PATIENCE_S)
     try:
         yield
     finally:

@@ -225,6 +225,21 @@ async def test_a_closed_gate_leaves_the_data_with_the_venue(
         await task
 
 
+async def test_a_gate_that_stays_closed_does_not_hold_up_the_stop(
+    journal: Journal, gate: asyncio.Event, wait_for: Wait
+) -> None:
+    async with Simulator(GeneratedMarket(futures=("BTCUSDT",), rate=500)) as exchange:
+        (feed,) = planned("agg_trade", "BTCUSDT", futures_ws=exchange.ws_url)
+        stop = asyncio.Event()
+        task = asyncio.create_task(keep(feed, journal, gate, stop, policy=Policy()))
+        await wait_for(lambda: feed.frames > 20)
+        gate.clear()
+        frames = feed.frames
+        await wait_for(lambda: feed.frames > frames)  # the one that was on its way; now it rests
+        stop.set()
+        await asyncio.wait_for(task, 10)
+
+
 async def test_a_snapshot_older_than_its_stream_is_fetched_again(journal: Journal, serve: Any, wait_for: Wait) -> None:
     asked: list[str] = []
 

@@ -60,12 +60,12 @@ def keys_in_table(dataset: str, root: Path) -> list[tuple[Any, ...]]:
     return rows.rows()
 
 
-def assert_exactly_once(root: Path, state: Path) -> None:
+def assert_exactly_once(daemon: Any) -> None:
     for dataset in KEYS:
-        held = keys_in_table(dataset, root)
+        held = keys_in_table(dataset, daemon.root)
         twice = [key for key, count in Counter(held).items() if count > 1]
         assert not twice, f"{dataset}: {len(twice)} keys more than once, such as {twice[0]}"
-        sent = keys_in_journal(dataset, state / "journal" / dataset)
+        sent = keys_in_journal(dataset, daemon.journal(dataset))
         assert set(held) == sent, f"{dataset}: {len(sent - set(held))} missing, {len(set(held) - sent)} from nowhere"
         assert held, dataset
 
@@ -90,7 +90,7 @@ async def test_twenty_kills_lose_nothing_and_repeat_nothing(
         await daemon.start()
         await wait_for(lambda: daemon.port)
         assert await daemon.stop() == 0
-    assert_exactly_once(daemon.root, daemon.state)
+    assert_exactly_once(daemon)
     assert daemon.events("stopped")[-1]["journal_bytes_for_the_next_start"] == 0
 
 
@@ -112,7 +112,7 @@ async def test_a_store_that_is_away_costs_nothing_but_time(
             assert "store has been failing" in health["reasons"][0]
         await wait_for(lambda: daemon.events("store_takes_commits_again"))
         assert await daemon.stop() == 0
-    assert_exactly_once(daemon.root, daemon.state)
+    assert_exactly_once(daemon)
 
 
 async def test_a_store_that_is_away_at_a_restart_is_waited_for(
@@ -130,7 +130,7 @@ async def test_a_store_that_is_away_at_a_restart_is_waited_for(
             await wait_for(lambda: daemon.events("store_does_not_take_commits"))
         await wait_for(lambda: daemon.events("store_takes_commits_again"))
         assert await daemon.stop() == 0
-    assert_exactly_once(daemon.root, daemon.state)
+    assert_exactly_once(daemon)
 
 
 async def test_what_is_committed_and_old_enough_leaves_the_journal(
@@ -140,7 +140,7 @@ async def test_what_is_committed_and_old_enough_leaves_the_journal(
         daemon = recorder({**exchange.environment, "LAKE_DATASETS": "agg_trade", "LAKE_JOURNAL_KEEP_H": "0"})
         await daemon.start("--for", "2s")
         assert await daemon.wait() == 0
-        (first,) = (daemon.state / "journal" / "agg_trade").glob("*.journal")
+        (first,) = daemon.journal("agg_trade").glob("*.journal")
         await daemon.start()
         await wait_for(lambda: not first.exists())
         assert await daemon.stop() == 0

@@ -78,7 +78,7 @@ async def test_other_sinks_hold_every_journalled_row_once(recorder: MakeRecorder
             await wait_for(lambda size=size: daemon.journal_bytes > size and daemon.port)
             assert await daemon.stop() == 0
     rows = read("agg_trade", root=str(daemon.root)).collect()
-    sent = {json.loads(each.payload)["data"]["a"] for each in read_all(daemon.state / "journal" / "agg_trade")
+    sent = {json.loads(each.payload)["data"]["a"] for each in read_all(daemon.journal("agg_trade"))
             if each.kind == FRAME}  # fmt: skip
     assert sorted(rows["agg_trade_id"]) == sorted(sent)
     assert len(list((daemon.root / "agg_trade").glob(f"date=*/*.{sink}"))) >= 2
@@ -122,8 +122,8 @@ async def test_a_full_disk_rests_the_sockets_and_loses_nothing(recorder: MakeRec
     async with Simulator(market) as exchange:
         daemon = recorder({**exchange.environment, **ONE, "LAKE_SILENCE_S": "1"})
         await daemon.start()
-        folder = daemon.state / "journal" / "agg_trade"
         await wait_for(lambda: daemon.journal_bytes > 20_000 and daemon.port)
+        folder = daemon.journal("agg_trade")
         size = max(path.stat().st_size for path in folder.glob("*.journal"))
         unlimited = resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, (size + 20_000, unlimited[1]))
@@ -253,6 +253,23 @@ async def test_a_bad_env_file_is_said_in_one_sentence(recorder: MakeRecorder) ->
     await daemon.start()
     assert await daemon.wait() == 1
     assert "LAKE_PRICE_EVERY_S='-3': input should be greater than 0" in daemon.log.read_text()
+
+
+async def test_another_root_does_not_get_what_was_recorded_for_the_first(
+    recorder: MakeRecorder, wait_for: Wait
+) -> None:
+    async with Simulator(GeneratedMarket(rate=300)) as exchange:
+        daemon = recorder({**exchange.environment, **ONE})
+        other = daemon.home / "other"
+        await daemon.start("--for", "1s")
+        assert await daemon.wait() == 0
+        await daemon.start("--for", "1s", "--root", str(other))
+        assert await daemon.wait() == 0
+        await daemon.start("--for", "1s")
+        assert await daemon.wait() == 0
+    ids = [set(read("agg_trade", root=str(root)).collect()["agg_trade_id"]) for root in (daemon.root, other)]
+    assert all(ids)
+    assert not ids[0] & ids[1]
 
 
 async def test_two_recorders_do_not_share_a_journal(recorder: MakeRecorder, wait_for: Wait) -> None:
