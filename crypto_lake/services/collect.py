@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import structlog
@@ -18,6 +18,7 @@ from crypto_lake.journal import CLOSED, FRAME, OPENED, Journal
 from crypto_lake.models import Dataset
 from crypto_lake.monitoring import metrics
 from crypto_lake.services.markets import Wanted
+from crypto_lake.services.wait import first_of
 
 log = structlog.get_logger()
 
@@ -192,7 +193,7 @@ class Life:
     async def _may_go_on(self) -> None:
         """Waits for the disk, or for the end: a disk that stays full must not hold up the stop."""
         disk = asyncio.create_task(self._may_read.wait())
-        await _first_of(self._closing, disk, timeout_s=None)
+        await first_of(self._closing, disk)
         disk.cancel()
 
 
@@ -217,7 +218,7 @@ async def keep(
     life = Life(feed, journal, may_read, policy, on_stream)
     ends_at = _life_end(policy)
     while not stop.is_set():
-        await _first_of(stop, life.task, timeout_s=max(0.0, ends_at - time.monotonic()))
+        await first_of(stop, life.task, timeout_s=max(0.0, ends_at - time.monotonic()))
         if stop.is_set():
             break
         if life.task.done():
@@ -226,7 +227,7 @@ async def keep(
             feed.trouble = reason = life.task.result()
             log.warning("disconnected", feed=feed.name, reason=reason, again_in_s=round(wait_s, 1))
             metrics.reconnects_total.labels(feed.dataset.name, feed.venue, "failure").inc()
-            await _first_of(stop, timeout_s=wait_s)
+            await first_of(stop, timeout_s=wait_s)
             if not stop.is_set():
                 life, ends_at = Life(feed, journal, may_read, policy, on_stream), _life_end(policy)
         else:
@@ -240,7 +241,7 @@ async def _replace(
     """The next connection in place of `old`, which is closed only when the new one delivers."""
     new = Life(feed, journal, may_read, policy, None)
     flowing = asyncio.create_task(new.flowing.wait())
-    await _first_of(stop, new.task, old.task, flowing, timeout_s=policy.overlap_s)
+    await first_of(stop, new.task, old.task, flowing, timeout_s=policy.overlap_s)
     flowing.cancel()
     if new.flowing.is_set():
         log.info("connection_replaced", feed=feed.name)
@@ -258,13 +259,6 @@ def _pause_s(life: Life, attempt: int, policy: Policy) -> float:
 
 def _life_end(policy: Policy) -> float:
     return time.monotonic() + policy.life_s * (1 - policy.draw() * (1 - policy.shortest_life))
-
-
-async def _first_of(event: asyncio.Event, *tasks: "asyncio.Task[Any]", timeout_s: float | None) -> None:
-    """Returns when the event is set, a task is done, or the time is over, whichever is first."""
-    waiting = asyncio.create_task(event.wait())
-    await asyncio.wait([waiting, *tasks], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
 
 
 def _now_us() -> int:

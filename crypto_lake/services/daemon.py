@@ -28,6 +28,7 @@ from crypto_lake.services.maintain import maintain
 from crypto_lake.services.markets import Wanted, chosen, parse, resolve
 from crypto_lake.services.poll import poll, polled
 from crypto_lake.services.snapshots import Snapshots
+from crypto_lake.services.wait import first_of
 
 log = structlog.get_logger()
 
@@ -62,6 +63,7 @@ class Daemon:
         self.feeds: list[Feed] = []
         self._journals: dict[str, Journal] = {}
         self._may_read, self._disk = asyncio.Event(), Disk()
+        self._books = Snapshots()
         self._drainer = Drainer(settings, [dataset.name for dataset in self.datasets])
 
     async def run(self, *, run_s: float | None = None) -> None:
@@ -80,7 +82,12 @@ class Daemon:
             await self._drainer.start()
             stack.push_async_callback(self._drain_and_end, self._watch_drainer())
             rest = await stack.enter_async_context(Rest(self.settings.rest_address, api_key=self.settings.api_key))
-            markets = await resolve(self.wanted, rest)
+            asking = asyncio.create_task(resolve(self.wanted, rest))
+            await first_of(self.stop, asking)
+            if not asking.done():
+                asking.cancel()
+                return
+            markets = asking.result()
             stack.enter_context(_state_file(self.settings.state / STATE_FILE, self.port, self.started_s))
             await self._serve(rest, markets, run_s)
 
@@ -168,57 +175,48 @@ class Daemon:
             background.create_task(self._observe(quiet))
             background.create_task(self._tell_systemd(quiet))
             async with asyncio.TaskGroup() as listening:
-                self._listen(listening, rest, markets, polls)
-                listening.create_task(self._require_connection())
-                await _until(self.stop, run_s)
+                self._listen(listening)
+                asking = self._ask(listening, rest, polls)
+                await first_of(self.stop, timeout_s=run_s)
                 log.info("stopping")
                 notify.stopping()
                 self.stop.set()
+                for task in asking:
+                    task.cancel()  # an answer may take its time, and is asked for again after the next start
             quiet.set()
 
-    def _listen(
-        self,
-        group: asyncio.TaskGroup,
-        rest: Rest,
-        markets: Mapping[str, Wanted],
-        polls: list[tuple[Dataset, Wanted]],
-    ) -> None:
-        """Everything that ends with `stop`."""
-        books = Snapshots(rest, self._journals[DEPTH.name]) if DEPTH.name in self._journals else None
+    def _listen(self, group: asyncio.TaskGroup) -> None:
+        """The feeds, which end with `stop` when what has arrived is in the journals; and maintenance."""
         for feed in self.feeds:
-            on_stream = books.ask if books and feed.dataset is DEPTH else None
-            group.create_task(
-                keep(
-                    feed,
-                    self._journals[feed.dataset.name],
-                    self._may_read,
-                    self.stop,
-                    policy=self.policy,
-                    on_stream=on_stream,
-                )
-            )
-        if books:
-            group.create_task(books.fetch(self.stop))
-        for dataset, wanted in polls:
-            journal = self._journals[dataset.name]
-            every_s = self.settings.price_every_s
-            group.create_task(poll(dataset, wanted, rest, journal, self.stop, every_s=every_s))
+            journal = self._journals[feed.dataset.name]
+            on_stream = self._books.ask if feed.dataset is DEPTH else None
+            group.create_task(keep(feed, journal, self._may_read, self.stop, policy=self.policy, on_stream=on_stream))
         group.create_task(maintain(self.settings, list(self._journals), self._drainer, self.stop))
+
+    def _ask(
+        self, group: asyncio.TaskGroup, rest: Rest, polls: list[tuple[Dataset, Wanted]]
+    ) -> "list[asyncio.Task[None]]":
+        """What asks the venues, and may be cut off in the middle."""
+        every_s = self.settings.price_every_s
+        work = [poll(dataset, wanted, rest, self._journals[dataset.name], every_s=every_s) for dataset, wanted in polls]
+        if DEPTH.name in self._journals:
+            work.append(self._books.fetch(rest, self._journals[DEPTH.name]))
+        return [group.create_task(each) for each in (*work, self._require_connection())]
 
     async def _require_connection(self) -> None:
         """Raises `SourceError` when no feed has connected some time after the start and each has failed."""
         patient_until = time.monotonic() + START_PATIENCE_S
-        while self.feeds and not self.stop.is_set() and not any(feed.opened for feed in self.feeds):
+        while self.feeds and not any(feed.opened for feed in self.feeds):
             if time.monotonic() > patient_until and all(feed.trouble for feed in self.feeds):
                 raise SourceError(self.feeds[0].trouble)
-            await _until(self.stop, OBSERVE_EVERY_S)
+            await first_of(self.stop, timeout_s=OBSERVE_EVERY_S)
 
     async def _observe(self, quiet: asyncio.Event) -> None:
         """Once a second what is seen goes into the metrics; once a minute old journal files go."""
         counted: dict[str, tuple[int, int]] = {}
         forgot_s = time.monotonic() - FORGET_EVERY_S + FIRST_FORGET_S
         while not quiet.is_set():
-            await _until(quiet, OBSERVE_EVERY_S)
+            await first_of(quiet, timeout_s=OBSERVE_EVERY_S)
             for feed in self.feeds:
                 _count(feed, counted)
             for name, journal in self._journals.items():
@@ -238,13 +236,13 @@ class Daemon:
         """READY when every feed has connected, and then a sign of life as long as there is progress."""
         patient_until = time.monotonic() + READY_PATIENCE_S
         while not all(feed.open for feed in self.feeds) and time.monotonic() < patient_until and not quiet.is_set():
-            await _until(quiet, 0.1)
+            await first_of(quiet, timeout_s=0.1)
         notify.ready(f"recording {len(self.feeds)} connections")
         interval_s = notify.watchdog_interval_s()
         while interval_s and not quiet.is_set():
             if self.judge(time.time()).status != "failing":
                 notify.alive()
-            await _until(quiet, interval_s)
+            await first_of(quiet, timeout_s=interval_s)
 
 
 def _require_work(datasets: list[Dataset], feeds: list[Feed], polls: list[tuple[Dataset, Wanted]]) -> None:
@@ -284,12 +282,6 @@ def _state_file(path: Path, port: int, started_s: float) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
-
-
-async def _until(event: asyncio.Event, timeout_s: float | None) -> None:
-    """Returns when the event is set or the time is over."""
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), timeout_s)
 
 
 async def run(settings: Settings, *, run_s: float | None = None) -> None:

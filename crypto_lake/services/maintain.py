@@ -1,7 +1,6 @@
 """Maintenance on a timer, in a process of its own: what it holds of memory goes with it."""
 
 import asyncio
-import contextlib
 import sys
 from typing import Final
 
@@ -10,6 +9,7 @@ import structlog
 from crypto_lake.config import Settings, child_environment
 from crypto_lake.monitoring import metrics
 from crypto_lake.services.drainer import Drainer
+from crypto_lake.services.wait import first_of
 
 log = structlog.get_logger()
 
@@ -28,8 +28,7 @@ async def maintain(settings: Settings, datasets: list[str], drainer: Drainer, st
     loop = asyncio.get_running_loop()
     last_s, before = loop.time(), dict(drainer.progress.commits)
     while not stop.is_set():
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), min(LOOK_EVERY_S, settings.optimize_every_s))
+        await first_of(stop, timeout_s=min(LOOK_EVERY_S, settings.optimize_every_s))
         commits = dict(drainer.progress.commits)
         is_late = loop.time() - last_s >= settings.optimize_every_s
         is_scattered = any(count - before.get(name, 0) >= COMMITS_BETWEEN for name, count in commits.items())
@@ -49,9 +48,7 @@ async def _run(settings: Settings, datasets: list[str], stop: asyncio.Event) -> 
         start_new_session=True,  # Ctrl-C on the terminal is for the daemon, which ends this one in its own time
     )  # fmt: skip
     talk = asyncio.create_task(process.communicate())
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait([talk, stopping], timeout=LONGEST_S, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
+    await first_of(stop, talk, timeout_s=LONGEST_S)
     if not talk.done():
         process.terminate()  # an optimize that is cut off leaves files that no table names, and vacuum removes them
     _, words = await talk

@@ -21,25 +21,14 @@ log = structlog.get_logger()
 FEW_SYMBOLS: Final = 20
 
 
-async def poll(
-    dataset: Dataset,
-    wanted: Wanted,
-    rest: Rest,
-    journal: Journal,
-    stop: asyncio.Event,
-    *,
-    every_s: float,
-) -> None:
-    """Asks at every full `every_s` since 1970 until `stop`; what gets no answer is asked again next time."""
-    while not stop.is_set():
+async def poll(dataset: Dataset, wanted: Wanted, rest: Rest, journal: Journal, *, every_s: float) -> None:
+    """Asks now and at every full `every_s` since 1970, for ever; what gets no answer is asked again next time."""
+    while True:
         try:
             await snapshot(dataset, wanted, rest, journal)
         except SourceError as error:
             log.warning("poll_failed", dataset=dataset.name, venue=wanted.venue, reason=str(error))
-        try:
-            await asyncio.wait_for(stop.wait(), every_s - time.time() % every_s)
-        except TimeoutError:
-            continue
+        await asyncio.sleep(every_s - time.time() % every_s)
 
 
 async def snapshot(dataset: Dataset, wanted: Wanted, rest: Rest, journal: Journal) -> None:

@@ -43,8 +43,7 @@ class Need(NamedTuple):
 class Snapshots:
     """The queue of books to be fetched."""
 
-    def __init__(self, rest: Rest, journal: Journal) -> None:
-        self._rest, self._journal = rest, journal
+    def __init__(self) -> None:
         self._needs: asyncio.Queue[Need] = asyncio.Queue()  # bounded by the number of symbols
 
     def ask(self, feed: Feed, payload: bytes) -> None:
@@ -55,36 +54,34 @@ class Snapshots:
             return  # the drain sets the message aside; without its ids there is nothing to attach a book to
         self._needs.put_nowait(Need(feed.venue, first.symbol, first.first_update_id))
 
-    async def fetch(self, stop: asyncio.Event) -> None:
-        """Fetches what is asked for, some at a time, until `stop`."""
-        workers = [asyncio.create_task(self._work()) for _ in range(AT_ONCE)]
-        stopping = asyncio.create_task(stop.wait())
-        done, _ = await asyncio.wait([stopping, *workers], return_when=asyncio.FIRST_COMPLETED)
-        for task in (stopping, *workers):
-            task.cancel()
-        for task in done:
-            task.result()  # a worker ends by an error only
+    async def fetch(self, rest: Rest, journal: Journal) -> None:
+        """Fetches what is asked for, some at a time, for ever."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(AT_ONCE):
+                group.create_task(self._work(rest, journal))
 
-    async def _work(self) -> None:
+    async def _work(self, rest: Rest, journal: Journal) -> None:
         while True:
             need = await self._needs.get()
-            if not await self._fetch(need):
+            if not await _fetch(need, rest, journal):
                 log.error("no_snapshot", venue=need.venue, symbol=need.symbol, effect="its book cannot be rebuilt yet")
 
-    async def _fetch(self, need: Need) -> bool:
-        assert DEPTH.poll is not None
-        request = DEPTH.poll.requests[need.venue]
-        params = {"symbol": need.symbol, **request.params}
-        for attempt in range(TRIES):
-            try:
-                answer = await self._rest.get(need.venue, request.path, params, weight=request.weight)
-                record(self._journal, need.venue, request.path, params, answer)
-                if msgspec.json.decode(answer.body, type=DepthSnapshot).final_update_id >= need.first_update_id:
-                    return True
-            except msgspec.DecodeError as error:
-                log.warning("snapshot_unreadable", venue=need.venue, symbol=need.symbol, reason=str(error))
-            except SourceError as error:
-                log.warning("snapshot_failed", venue=need.venue, symbol=need.symbol, reason=str(error))
-                await asyncio.sleep(error.retry_after_s or 0)
-            await asyncio.sleep(backoff_s(attempt, random.random))
-        return False
+
+async def _fetch(need: Need, rest: Rest, journal: Journal) -> bool:
+    """Whether a snapshot that is not too old was to be had."""
+    assert DEPTH.poll is not None
+    request = DEPTH.poll.requests[need.venue]
+    params = {"symbol": need.symbol, **request.params}
+    for attempt in range(TRIES):
+        try:
+            answer = await rest.get(need.venue, request.path, params, weight=request.weight)
+            record(journal, need.venue, request.path, params, answer)
+            if msgspec.json.decode(answer.body, type=DepthSnapshot).final_update_id >= need.first_update_id:
+                return True
+        except msgspec.DecodeError as error:
+            log.warning("snapshot_unreadable", venue=need.venue, symbol=need.symbol, reason=str(error))
+        except SourceError as error:
+            log.warning("snapshot_failed", venue=need.venue, symbol=need.symbol, reason=str(error))
+            await asyncio.sleep(error.retry_after_s or 0)
+        await asyncio.sleep(backoff_s(attempt, random.random))
+    return False

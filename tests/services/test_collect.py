@@ -249,17 +249,21 @@ async def test_a_snapshot_older_than_its_stream_is_fetched_again(journal: Journa
 
     address = await serve(depth)
     (feed,) = planned("depth", "BTCUSDT")
-    stop = asyncio.Event()
     async with Rest(lambda _: f"http://{address}") as rest:
-        books = Snapshots(rest, journal)
+        books = Snapshots()
         books.ask(feed, b'{"stream":"btcusdt@depth@100ms","data":{"s":"BTCUSDT","U":100,"u":110}}')
-        task = asyncio.create_task(books.fetch(stop))
-        await wait_for(lambda: len(asked) == 2)
-        stop.set()
-        await task
-    journal.flush()
-    bodies = [json.loads(r.payload)["lastUpdateId"] for r in read_all(journal.directory) if r.kind == RESPONSE]
-    assert bodies == [95, 100]
+        task = asyncio.create_task(books.fetch(rest, journal))
+
+        def ids() -> list[int]:
+            journal.flush()
+            bodies = [json.loads(each.payload) for each in read_all(journal.directory) if each.kind == RESPONSE]
+            return [body["lastUpdateId"] for body in bodies]
+
+        await wait_for(lambda: len(ids()) == 2)
+        task.cancel()
+        await asyncio.wait([task])
+    assert ids() == [95, 100]
+    assert len(asked) == 2
 
 
 async def test_every_symbol_of_a_fresh_depth_connection_gets_a_book(
@@ -276,11 +280,9 @@ async def test_every_symbol_of_a_fresh_depth_connection_gets_a_book(
         )
         stop = asyncio.Event()
         async with Rest(lambda _: exchange.rest_url) as rest:
-            books = Snapshots(rest, journal)
-            tasks = [
-                asyncio.create_task(books.fetch(stop)),
-                asyncio.create_task(keep(feed, journal, gate, stop, policy=Policy(), on_stream=books.ask)),
-            ]
+            books = Snapshots()
+            fetching = asyncio.create_task(books.fetch(rest, journal))
+            keeping = asyncio.create_task(keep(feed, journal, gate, stop, policy=Policy(), on_stream=books.ask))
 
             def snapshots() -> list[str]:
                 journal.flush()
@@ -288,6 +290,7 @@ async def test_every_symbol_of_a_fresh_depth_connection_gets_a_book(
 
             await wait_for(lambda: len(snapshots()) == 3)
             stop.set()
-            await asyncio.gather(*tasks)
+            fetching.cancel()
+            await asyncio.wait([fetching, keeping])
     assert len(set(snapshots())) == 3
     journal.close()

@@ -61,6 +61,35 @@ async def test_a_second_signal_ends_it_at_once(recorder: MakeRecorder, wait_for:
         await wait_for(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
 
 
+@pytest.mark.parametrize("deaf", ["/fapi/v1/exchangeInfo", "/fapi/v1/ticker/24hr"])
+async def test_a_venue_that_does_not_answer_does_not_hold_up_the_stop(
+    recorder: MakeRecorder, wait_for: Wait, deaf: str
+) -> None:
+    asked = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path == deaf:
+            asked.set()
+            await asyncio.sleep(600)
+        return web.json_response({"symbols": [{"symbol": "BTCUSDT", "status": "TRADING"}]})
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        address = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        daemon = recorder({**ONE, "LAKE_DATASETS": "prices", "LAKE_BINANCE_FUTURES_REST": address})
+        await daemon.start()
+        await asyncio.wait_for(asked.wait(), 60)
+        began_s = time.monotonic()
+        assert await daemon.stop() == 0
+        assert time.monotonic() - began_s < 10
+    finally:
+        await runner.cleanup()
+
+
 async def test_it_runs_for_as_long_as_it_is_told(recorder: MakeRecorder) -> None:
     async with Simulator(GeneratedMarket(rate=200)) as exchange:
         daemon = recorder({**exchange.environment, **ONE})
