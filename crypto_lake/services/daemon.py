@@ -7,6 +7,7 @@ import signal
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -212,20 +213,30 @@ class Daemon:
             await first_of(self.stop, timeout_s=OBSERVE_EVERY_S)
 
     async def _observe(self, quiet: asyncio.Event) -> None:
-        """Once a second what is seen goes into the metrics; once a minute old journal files go."""
+        """Once a second what is seen goes into the metrics; once a minute a line into the log, and old journals go."""
         counted: dict[str, tuple[int, int]] = {}
         forgot_s = time.monotonic() - FORGET_EVERY_S + FIRST_FORGET_S
         while not quiet.is_set():
             await first_of(quiet, timeout_s=OBSERVE_EVERY_S)
-            for feed in self.feeds:
-                _count(feed, counted)
+            _count(self.feeds, counted)
             for name, journal in self._journals.items():
                 position = self._drainer.progress.positions.get(name, 0)
                 metrics.journal_end_position.labels(name).set(journal.end)
                 metrics.journal_backlog_bytes.labels(name).set(backlog(journal.directory, position))
             if time.monotonic() - forgot_s > FORGET_EVERY_S:
                 await asyncio.to_thread(self._forget)
+                self._tell()
                 forgot_s = time.monotonic()
+
+    def _tell(self) -> None:
+        """A line a minute, for those who watch the log."""
+        messages = sum(feed.frames for feed in self.feeds)
+        rows = sum(self._drainer.progress.rows.values())
+        is_open = sum(feed.open for feed in self.feeds)
+        log.info(
+            "recorded", messages=messages, rows=rows, connections=is_open, since_s=int(time.time() - self.started_s)
+        )
+        notify.status(f"{messages:,} messages, {rows:,} rows, {is_open} connections")
 
     def _forget(self) -> None:
         before_us = int((time.time() - 3600 * self.settings.journal_keep_h) * 1e6)
@@ -255,14 +266,19 @@ def _require_work(datasets: list[Dataset], feeds: list[Feed], polls: list[tuple[
         raise ConfigError("LAKE_DATASETS and LAKE_SYMBOLS: none of the venues named has any of the datasets")
 
 
-def _count(feed: Feed, counted: dict[str, tuple[int, int]]) -> None:
-    labels = (feed.dataset.name, feed.venue)
-    frames, size_bytes = counted.get(feed.name, (0, 0))
-    metrics.frames_total.labels(*labels).inc(feed.frames - frames)
-    metrics.frame_bytes_total.labels(*labels).inc(feed.size_bytes - size_bytes)
-    metrics.connections_open.labels(*labels).set(feed.open)
-    metrics.last_frame_time_seconds.labels(*labels).set(feed.heard_us / 1e6)
-    counted[feed.name] = (feed.frames, feed.size_bytes)
+def _count(feeds: list[Feed], counted: dict[str, tuple[int, int]]) -> None:
+    """Brings the metrics up to what the feeds have seen; `counted` is what they had seen before."""
+    is_open: Counter[tuple[str, str]] = Counter()
+    for feed in feeds:
+        labels = (feed.dataset.name, feed.venue)
+        frames, size_bytes = counted.get(feed.name, (0, 0))
+        counted[feed.name] = (feed.frames, feed.size_bytes)
+        is_open[labels] += feed.open
+        metrics.frames_total.labels(*labels).inc(feed.frames - frames)
+        metrics.frame_bytes_total.labels(*labels).inc(feed.size_bytes - size_bytes)
+        metrics.last_frame_time_seconds.labels(*labels).set(feed.heard_us / 1e6)
+    for labels, count in is_open.items():
+        metrics.connections_open.labels(*labels).set(count)
 
 
 def _alone(state: Path) -> int:
