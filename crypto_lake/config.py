@@ -63,7 +63,9 @@ class Settings(BaseSettings):
     price_every_s: float = Field(60, gt=0, alias="LAKE_PRICE_EVERY_S", description="seconds between price snapshots")
 
     collector_id: str = Field(
-        "", alias="LAKE_COLLECTOR_ID", description="this collector's name in the tables; empty = one kept in LAKE_STATE"
+        "",
+        alias="LAKE_COLLECTOR_ID",
+        description="this collector's name in the tables; empty = one beside its journals",
     )
     commit_every_s: float = Field(10, gt=0, alias="LAKE_COMMIT_EVERY_S", description="seconds between commits")
     batch_messages: int = Field(
@@ -109,6 +111,12 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("root")
+    @classmethod
+    def _one_spelling(cls, value: str) -> str:
+        # `tables/` and `./tables` are the same lake, and so must have the same journal.
+        return value.rstrip("/") if "://" in value else os.path.normpath(value)
 
     @field_validator("futures_ws", "spot_ws")
     @classmethod
@@ -179,11 +187,11 @@ def collector_id(settings: Settings) -> str:
     """
     if settings.collector_id:
         return settings.collector_id
-    kept = settings.state / "collector_id"
+    kept = settings.journals / "collector_id"
     try:
         if not kept.exists():
-            settings.state.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=settings.state, delete=False) as fresh:
+            settings.journals.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=settings.journals, delete=False) as fresh:
                 fresh.write(secrets.token_hex(4))
             Path(fresh.name).rename(kept)
         return kept.read_text().strip()

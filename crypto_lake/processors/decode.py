@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from operator import attrgetter
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 from urllib.parse import parse_qs, urlsplit
@@ -75,7 +75,9 @@ def decode(dataset: Dataset, records: Records) -> Decoded:
     elif frames:
         decoded.frame = frames[0]
     decoded.refused += [
-        Refused("", f"the journal is damaged at position {position}", damage, 0) for position, damage in records.damaged
+        # When it came is lost with it; a position is nanoseconds since 1970, give or take the bytes of its file.
+        Refused("", f"the journal is damaged at position {position}", damage, position // 1000)
+        for position, damage in records.damaged
     ]
     return decoded
 
@@ -205,7 +207,7 @@ def _refusal(records: Records, row: int, reason: str, payload: bytes) -> Refused
     return Refused(_venue(records.origins[row]), reason, payload, records.received_us[row])
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _venue(origin: bytes) -> str:
     return origin.partition(b" ")[0].decode()
 

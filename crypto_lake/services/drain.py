@@ -1,6 +1,6 @@
 """The drain: the only road from a journal into tables, and the reason why a crash is no special case."""
 
-from collections.abc import Callable
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from crypto_lake.models.rejected import REJECTED
 from crypto_lake.processors.decode import decode
 from crypto_lake.processors.dedupe import Marks
 from crypto_lake.processors.shape import rejected_rows, shape
-from crypto_lake.writers import Sink
+from crypto_lake.writers import CommitConflict, Sink
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +69,21 @@ class Drain:
         if not records:
             return Drained(0, 0, 0, 0, self._reached(records.end))
         try:
+            for _ in range(CONFLICTS):
+                with contextlib.suppress(CommitConflict):
+                    return self._commit(records)
             return self._commit(records)
         except Exception:
             self._marks = None
             raise
 
-    def run_dry(self, *, report: Callable[[Drained], None] = lambda _: None) -> None:
-        """Batches until the journal has nothing more."""
+    def run_dry(self) -> Drained:
+        """Batches until the journal has nothing more; what they became, together."""
+        records = rows = duplicates = rejected = 0
         while (done := self.step()).records or done.rejected:
-            report(done)
+            records, rows = records + done.records, rows + done.rows
+            duplicates, rejected = duplicates + done.duplicates, rejected + done.rejected
+        return Drained(records, rows, duplicates, rejected, self.position)
 
     def _read(self) -> Records:
         until = self._stops[0] if self._stops else None
@@ -123,4 +129,6 @@ class Drain:
         return self.position
 
 
+# Others commit every some seconds at the most; so many conflicts in a row are no chance.
+CONFLICTS = 10
 NO_LIMIT = 10**9

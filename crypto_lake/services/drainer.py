@@ -35,9 +35,7 @@ class Progress:
     rejected: int = 0
     failing_since_s: float | None = None
     trouble: str = ""
-    heard_s: float = field(default_factory=time.time)
     rss_bytes: int = 0
-    restarts: int = 0
     commits: dict[str, int] = field(default_factory=dict)
 
 
@@ -98,7 +96,6 @@ class Drainer:
             attempt = 0 if time.monotonic() - began_s > MOST_RESTART_S else attempt + 1
             wait_s = backoff_s(attempt, lambda: 1.0, FIRST_RESTART_S / 2, MOST_RESTART_S)
             log.error("drain_died", status=self._process.returncode, again_in_s=wait_s, lost="nothing")
-            self.progress.restarts += 1
             await asyncio.sleep(wait_s)
             try:
                 await self.start()
@@ -125,7 +122,6 @@ class Drainer:
         assert process is not None
         assert process.stdout is not None
         async for line in process.stdout:
-            self.progress.heard_s = time.time()
             match REPORTS.decode(line):
                 case Batch() as batch:
                     self._count(batch)

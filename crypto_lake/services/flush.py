@@ -25,7 +25,6 @@ class Disk:
     """What is known of the journals' disk; `trouble` is empty while it takes everything."""
 
     trouble: str = ""
-    written_us: int = 0
 
 
 async def flush_journals(
@@ -58,7 +57,7 @@ async def _flush(journals: list[Journal], may_read: asyncio.Event, disk: Disk, *
         return
     if disk.trouble:
         log.warning("journal_disk_writes_again", was=disk.trouble)
-    disk.trouble, disk.written_us = "", time.time_ns() // 1000
+    disk.trouble = ""
     metrics.journal_full.set(0)
     if any(journal.is_full for journal in journals):
         may_read.clear()  # a slow disk: rest until the next flush has caught up

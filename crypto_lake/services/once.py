@@ -30,13 +30,7 @@ async def price_once(settings: Settings, *, every: bool) -> Drained:
                 await snapshot(dataset, market, rest, journal)
     finally:
         journal.close()
-    return _drain(Drain(PRICES, folder, sink, collector=f"{collector_id(settings)}-once"), journal)
-
-
-def _drain(drain: Drain, journal: Journal) -> Drained:
-    rows = duplicates = rejected = records = 0
-    while (done := drain.step()).records or done.rejected:
-        rows, duplicates, rejected = rows + done.rows, duplicates + done.duplicates, rejected + done.rejected
-        records += done.records
-    journal.forget(drain.position, older_than_us=time.time_ns() // 1000)
-    return Drained(records, rows, duplicates, rejected, drain.position)
+    drain = Drain(PRICES, folder, sink, collector=f"{collector_id(settings)}-once")
+    done = drain.run_dry()
+    journal.forget(done.position, older_than_us=time.time_ns() // 1000)
+    return done

@@ -12,6 +12,10 @@ class CommitFailed(Exception):
     """Nothing was written; try again."""
 
 
+class CommitConflict(CommitFailed):
+    """Somebody else committed between the look into the table and the commit; look again and try at once."""
+
+
 class CommitUnknown(Exception):
     """It cannot be told whether it was written; look at the position before trying again."""
 

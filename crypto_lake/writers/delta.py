@@ -14,12 +14,12 @@ from deltalake import (
     WriterProperties,
     write_deltalake,
 )
-from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from crypto_lake.config import ConfigError
 from crypto_lake.models import Dataset
 from crypto_lake.models.dataset import TIME
-from crypto_lake.writers import CommitFailed, CommitUnknown, StoreAway
+from crypto_lake.writers import CommitConflict, CommitFailed, CommitUnknown, StoreAway
 
 PARTITION: Final = "date"
 # A fact and its repetition may fall on two sides of midnight where the venue gives no time and ours stands in.
@@ -84,24 +84,25 @@ class Lake:
     def append(self, dataset: Dataset, rows: pl.DataFrame, app: str, *, start: int, end: int) -> None:
         """Commits `rows` and the position `end` of `app`.
 
-        Raises `CommitFailed` when nothing was written, `CommitUnknown` when the table cannot be asked.
+        The commit goes on top of the version that `was_changed_by_others` looked at last. Raises `CommitConflict` when
+        there is a newer one by now, `CommitFailed` when nothing was written, `CommitUnknown` when the table cannot be
+        asked.
         """
         try:
             table = self._opened.pop(dataset.name, None) or self._there(dataset)
-            opened = table.version()
             write_deltalake(
                 table,
                 rows,
                 mode="append",
                 writer_properties=live_properties(dataset),
-                commit_properties=CommitProperties(app_transactions=[Transaction(app, end)]),
+                # No retry on top of a commit that nobody has looked at: its rows may have the same keys.
+                commit_properties=CommitProperties(app_transactions=[Transaction(app, end)], max_commit_retries=0),
                 # Deleting old logs after a commit may fail although the commit stands; maintenance does that.
                 post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),
             )
         except STORE_ERRORS as error:
-            table, opened = self._settled(dataset, app, end, error), -1
-        # Somebody committed in between: the next look at the log begins where this one did.
-        self._versions[dataset.name] = table.version() if table.version() == opened + 1 else max(opened, 0)
+            table = self._settled(dataset, app, end, error)
+        self._versions[dataset.name] = table.version()
 
     def marks(self, dataset: Dataset, groups: pl.DataFrame) -> pl.DataFrame:
         """The highest value of the order column per group, for groups that have rows.
@@ -141,15 +142,13 @@ class Lake:
 
     def was_changed_by_others(self, dataset: Dataset) -> bool:
         """Whether a commit that was not made here added rows; compacting adds none."""
-        before = self._versions.get(dataset.name)
-        if before is None:
-            return False
         with _failing(dataset):
             table = self._opened[dataset.name] = self._there(dataset)
+            before = self._versions.get(dataset.name, table.version())
+            self._versions[dataset.name] = table.version()
             if table.version() == before:
                 return False
             commits = table.history(table.version() - before)
-            self._versions[dataset.name] = table.version()
             return any(commit.get("operation") not in MAINTENANCE and REARRANGED not in commit for commit in commits)
 
     def _there(self, dataset: Dataset) -> DeltaTable:
@@ -178,7 +177,8 @@ class Lake:
         except STORE_ERRORS as again:
             raise CommitUnknown(f"{dataset.name}: {_reason(error)}; and then: {_reason(again)}") from error
         if position != end:
-            raise CommitFailed(f"{dataset.name}: {_reason(error)}") from error
+            failure = CommitConflict if isinstance(error, CommitFailedError) else CommitFailed
+            raise failure(f"{dataset.name}: {_reason(error)}") from error
         return table
 
 

@@ -8,7 +8,8 @@ is written down first; who finds one makes the same batch again, and the same na
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
@@ -43,13 +44,14 @@ class Files:
     def __init__(self, root: str, form: Format) -> None:
         self.root = Path(root)
         self.form = form
+        self._is_url = "://" in root
         self._mine: set[str] = set()
-        self._seen: dict[str, frozenset[str]] = {}
+        self._seen: dict[str, dict[str, bytes]] = {}
 
     def check(self, dataset: Dataset) -> None:
         """Raises `ConfigError` when the root cannot be written or holds another kind of table."""
         folder = self.root / dataset.name
-        if "://" in str(self.root):
+        if self._is_url:
             raise ConfigError(f"LAKE_ROOT={self.root}: --sink {self.form} writes to a local path only")
         if (folder / "_delta_log").exists():
             raise ConfigError(
@@ -58,14 +60,17 @@ class Files:
             )
         try:
             (folder / POSITIONS).mkdir(parents=True, exist_ok=True)
-            for left_over in folder.glob(f"*/*{UNFINISHED}"):
-                left_over.unlink()
             _replace(folder / POSITIONS / "probe", b"")
         except OSError as error:
             raise StoreAway(f"LAKE_ROOT={self.root}: cannot be written: {error.strerror}") from None
 
     def position(self, dataset: Dataset, app: str) -> int:
-        """The journal position up to which the files hold the records of `app`; 0 if they hold none."""
+        """The journal position up to which the files hold the records of `app`; 0 if they hold none.
+
+        Removes what a crash of `app` left unfinished; other writers' files are theirs.
+        """
+        for left_over in (self.root / dataset.name).glob(f"*/.{_safe(app)}.*{UNFINISHED}"):
+            left_over.unlink(missing_ok=True)
         return self._state(dataset, app).position
 
     def pending(self, dataset: Dataset, app: str) -> int:
@@ -100,7 +105,8 @@ class Files:
             if missing.is_empty():
                 break
             rows = self._scan(dataset, [day])
-            best = rows.group_by(within).agg(pl.col(dataset.order).max()).collect()
+            with _failing(dataset):
+                best = rows.group_by(within).agg(pl.col(dataset.order).max()).collect()
             found = pl.concat([found, best.join(missing, on=within, how="semi").select(found.columns)])
         return found
 
@@ -110,19 +116,20 @@ class Files:
         days = rows[PARTITION].unique()
         near = pl.concat([days, days.dt.offset_by("-1d"), days.dt.offset_by("1d")]).unique()
         folders = [self.root / dataset.name / f"{PARTITION}={day}" for day in near]
-        held = self._scan(dataset, [folder for folder in folders if folder.exists()])
-        return held.select(key).join(rows.select(key).lazy(), on=key, how="semi").unique().collect()
+        with _failing(dataset):
+            held = self._scan(dataset, [folder for folder in folders if folder.exists()])
+            return held.select(key).join(rows.select(key).lazy(), on=key, how="semi").unique().collect()
 
     def was_changed_by_others(self, dataset: Dataset) -> bool:
-        """Whether files came that were not written here."""
-        names = frozenset(
-            path.name
-            for path in (self.root / dataset.name).glob(f"{PARTITION}=*/*.{self.form}")
-            if not path.name.startswith(tuple(self._mine) or ("\0",))
-        )
-        before = self._seen.get(dataset.name, names)
-        self._seen[dataset.name] = names
-        return bool(names - before)
+        """Whether another writer's position has moved since the last look."""
+        theirs = {
+            path.name: path.read_bytes()
+            for path in (self.root / dataset.name / POSITIONS).glob("*.json")
+            if path.stem not in self._mine and not path.name.startswith(".")
+        }
+        before = self._seen.get(dataset.name, theirs)
+        self._seen[dataset.name] = theirs
+        return any(before.get(name) != position for name, position in theirs.items())
 
     def _state(self, dataset: Dataset, app: str) -> State:
         path = self._state_path(dataset, app)
@@ -167,6 +174,15 @@ class Files:
         times = [name for name, dtype in schema.items() if dtype == TIME]
         text = pl.scan_ndjson(paths, schema=schema | dict.fromkeys(times, pl.String()))
         return text.with_columns(pl.col(times).str.to_datetime(ISO, time_unit="us", time_zone="UTC"))
+
+
+@contextmanager
+def _failing(dataset: Dataset) -> Iterator[None]:
+    """What the disk or the parser says while files are read becomes `CommitFailed`: nothing was written, try again."""
+    try:
+        yield
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise CommitFailed(f"{dataset.name}: {error}") from error
 
 
 def _safe(app: str) -> str:

@@ -143,6 +143,28 @@ def test_rows_that_somebody_else_wrote_meanwhile_are_not_written_again(bench: Be
     assert bench.ids() == [1, 2, 3, 4]
 
 
+def test_rows_that_somebody_else_commits_between_our_look_and_our_commit_are_not_written_again(delta: Bench) -> None:
+    delta.write(trade(1))
+    sink = delta.sink()
+    live = delta.drain(sink)
+    live.step()
+    other = Bench(delta.root.parent / "other", "delta")
+    other.root = delta.root
+    other.write(trade(2), trade(3))
+    append, others = sink.append, [other.drain(app="other")]
+
+    def late(*args: Any, **kwargs: Any) -> None:
+        if others:
+            others.pop().run_dry()
+        append(*args, **kwargs)
+
+    sink.append = late  # type: ignore[method-assign]
+    delta.write(trade(2), trade(3), trade(4))
+    assert live.step().duplicates == 2
+    assert delta.ids() == [1, 2, 3, 4]
+    other.journal.close()
+
+
 @pytest.mark.parametrize("fail_at", [1, 2])
 def test_a_commit_that_fails_half_way_is_made_whole(bench: Bench, fail_at: int) -> None:
     bench.write(trade(1), BAD, trade(2))
@@ -211,6 +233,7 @@ def test_damage_in_the_journal_is_a_rejected_row(delta: Bench) -> None:
     assert delta.ids() == [1, 3]
     rejected = delta.rows(REJECTED)
     assert "the journal is damaged" in rejected["reason"][0]
+    assert rejected["received_time"][0].year > 2020
     assert '"s": "BTCUSDT"' in rejected["payload"][0]
 
 
@@ -263,6 +286,26 @@ def test_a_table_of_another_schema_is_one_sentence(tmp_path: Path) -> None:
     pl.DataFrame({"symbol": ["a"], "price": ["1"]}).write_delta(str(tmp_path / "tables" / "agg_trade"))
     with pytest.raises(ConfigError, match="table agg_trade has another schema: column venue is missing"):
         Bench(tmp_path, "delta").sink()
+
+
+def test_files_do_not_go_to_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"LAKE_ROOT=.*writes to a local path only"):
+        sink_of("parquet", "s3://bucket/lake").check(AGG_TRADE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_another_writer_has_not_finished_is_left_alone(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "parquet")
+    bench.write(trade(1))
+    bench.drain().run_dry()
+    (day,) = (bench.root / "agg_trade").glob("date=*")
+    names = {app: day / f".{app}.agg_trade.1-2.parquet.tmp" for app in ("me", "other")}
+    for path in names.values():
+        path.touch()
+    bench.drain().open()
+    assert [app for app, path in names.items() if path.exists()] == ["other"]
+    bench.journal.close()
 
 
 def test_files_do_not_go_where_a_delta_table_is(tmp_path: Path) -> None:
