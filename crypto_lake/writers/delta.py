@@ -84,19 +84,22 @@ class Lake:
     def append(self, dataset: Dataset, rows: pl.DataFrame, app: str, *, start: int, end: int) -> None:
         """Commits `rows` and the position `end` of `app`.
 
-        The commit goes on top of the version that `was_changed_by_others` looked at last. Raises `CommitConflict` when
-        there is a newer one by now, `CommitFailed` when nothing was written, `CommitUnknown` when the table cannot be
-        asked.
+        After a look (`was_changed_by_others`) the commit goes on top of the very version that was looked at. Raises
+        `CommitConflict` when there is a newer one by now, `CommitFailed` when nothing was written, `CommitUnknown` when
+        the table cannot be asked.
         """
+        looked_at = self._opened.pop(dataset.name, None)
         try:
-            table = self._opened.pop(dataset.name, None) or self._there(dataset)
+            table = looked_at or self._there(dataset)
             write_deltalake(
                 table,
                 rows,
                 mode="append",
                 writer_properties=live_properties(dataset),
-                # No retry on top of a commit that nobody has looked at: its rows may have the same keys.
-                commit_properties=CommitProperties(app_transactions=[Transaction(app, end)], max_commit_retries=0),
+                # No retry on top of a commit that was not looked at: its rows may have the same keys.
+                commit_properties=CommitProperties(
+                    app_transactions=[Transaction(app, end)], max_commit_retries=0 if looked_at else None
+                ),
                 # Deleting old logs after a commit may fail although the commit stands; maintenance does that.
                 post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),
             )
