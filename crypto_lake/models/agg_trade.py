@@ -60,5 +60,11 @@ AGG_TRADE = market(
         AggTrade,
         pulse="{symbol}@markPrice@1s",
     ),
-    poll=Poll({FUTURES: Request("/fapi/v1/aggTrades", 20), SPOT: Request("/api/v3/aggTrades", 4)}, AggTradeBody),
+    is_fillable=True,
+    poll=Poll(
+        {FUTURES: Request("/fapi/v1/aggTrades", 20), SPOT: Request("/api/v3/aggTrades", 4)},
+        AggTradeBody,
+        from_id="fromId",
+        at_most=1000,
+    ),
 )

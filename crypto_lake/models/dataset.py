@@ -109,10 +109,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Poll:
-    """The road from REST: the request per venue, and what the body (or each element of it) must look like."""
+    """The road from REST: the request per venue, and what the body (or each element of it) must look like.
+
+    With `from_id`, the parameter that names the first id wanted, missing rows can be asked for; `at_most` per request.
+    """
 
     requests: Mapping[str, Request]
     body: type[Struct]
+    from_id: str = ""
+    at_most: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +137,7 @@ class Dataset:
 
     `key` says which rows are the same row. `order` is the column of the key that rises within `within`: a row above
     everything seen there is new without a look into the table. `derived` columns are computed, whatever the road.
+    `is_fillable` says whether rows that were missed can still be had, from REST or from official dumps.
     """
 
     name: str
@@ -144,6 +150,7 @@ class Dataset:
     partition: str = "time"
     sequence: str | None = None
     chain: Chain | None = None
+    is_fillable: bool = False
     live: Live | None = None
     poll: Poll | None = None
     derived: Mapping[str, pl.Expr] = field(default_factory=dict)

@@ -3,10 +3,31 @@
 from dataclasses import dataclass, field
 from typing import Final
 
+from msgspec import Struct
+
 FRAME: Final = 1  # one message of a WebSocket
 RESPONSE: Final = 2  # the body of an answer to a request
 OPENED: Final = 3  # a connection was opened; the payload says which streams it carries
 CLOSED: Final = 4  # a connection ended; the payload says why
+LAPSE: Final = 5  # a time in which nothing was delivered; the payload is a `Lapse`
+ALIVE: Final = 6  # nothing came, but a connection was there to hear it until the record's time
+
+
+class Lapse(Struct):
+    """A time in which nobody delivered these symbols' streams of a dataset, as whoever listened saw it.
+
+    The payload of a LAPSE record, in JSON. It says all by itself: whoever reads it needs no record before it.
+    """
+
+    symbols: list[str]
+    # disconnect (no connection), silence (connected and mute), restart (no recorder) or overload (shed by us).
+    reason: str
+    # Our clock, microseconds since 1970. No begin: since the last row that the table holds, if it holds any.
+    from_us: int | None
+    # No end: it lasts. The next lapse of a symbol that has an end ends this one too.
+    to_us: int | None
+    # Messages that came and were not written (overload).
+    shed: int = 0
 
 
 @dataclass(slots=True)

@@ -33,6 +33,7 @@ TRADE = market(
     key=("venue", "symbol", "trade_id"),
     order="trade_id",
     sequence="trade_id",
+    is_fillable=True,
     live=Live(
         {FUTURES: Stream("public", "{symbol}@trade"), SPOT: Stream("", "{symbol}@trade")},
         Trade,
