@@ -5,7 +5,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 RUN := $(UV) run --quiet --all-extras
 ARGS ?=
 
-.PHONY: setup demo run test check format bench lock clean
+.PHONY: setup demo run test check format torture bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -43,6 +43,9 @@ check: setup  ## lint, format, types, import order, and the form of uv.lock
 format: setup  ## what check would complain about and can be mended by a machine
 	@$(RUN) ruff check --fix .
 	@$(RUN) ruff format .
+
+torture: setup  ## thirty trials of random faults and kills against everything that was sent: ARGS="--seeds 7 --keep"
+	@$(RUN) python -m torture $(ARGS)
 
 bench: setup  ## the figures of this machine, as ratios, in benchmarks/results/latest.json
 	@$(RUN) python -m benchmarks $(ARGS)

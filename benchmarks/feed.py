@@ -56,7 +56,7 @@ class Sender:
             self.frames[kind].append(framed(payload))
         self.due = [np.concatenate(([0], np.cumsum(kinds == kind))).tolist() for kind in range(len(CONNECTIONS))]
 
-    def send(self, sockets: list[socket.socket], rate: int) -> dict[str, Any]:
+    def send(self, sockets: list[list[socket.socket]], rate: int) -> dict[str, Any]:
         """Everything, evenly. A tick that comes late sends what has become due; nothing is left out."""
         late_ns: list[int] = []
         sent, cpu_s, began_ns = 0, time.process_time(), time.perf_counter_ns()
@@ -70,10 +70,12 @@ class Sender:
             now_ns = time.perf_counter_ns()
             late_ns.append(now_ns - next_ns)
             due = min(self.count, int((now_ns - began_ns) * per_ns))
-            for socket_, frames, before in zip(sockets, self.frames, self.due, strict=True):
+            for listeners, frames, before in zip(sockets, self.frames, self.due, strict=True):
                 if part := frames[before[sent] : before[due]]:
                     stamp = STAMP % time.time_ns()
-                    socket_.sendall(stamp.join(part) + stamp)
+                    piece = stamp.join(part) + stamp
+                    for each in listeners:
+                        each.sendall(piece)
             sent = due
             next_ns = max(next_ns, now_ns - tick_ns)
         return {
@@ -86,10 +88,10 @@ class Sender:
         }
 
 
-def accept(listener: socket.socket) -> list[socket.socket]:
-    """A connection of each kind, whatever the order they come in."""
-    found: dict[int, socket.socket] = {}
-    while len(found) < len(CONNECTIONS):
+def accept(listener: socket.socket, redundancy: int) -> list[list[socket.socket]]:
+    """So many connections of each kind, whatever the order they come in."""
+    found: list[list[socket.socket]] = [[] for _ in CONNECTIONS]
+    while any(len(each) < redundancy for each in found):
         connection, _ = listener.accept()
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         request = b""
@@ -102,8 +104,8 @@ def accept(listener: socket.socket) -> list[socket.socket]:
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Accept: " + answer + b"\r\n\r\n"
         )
-        found[next(kind for kind, name in enumerate(CONNECTIONS) if name in line)] = connection
-    return [found[kind] for kind in range(len(CONNECTIONS))]
+        found[next(kind for kind, name in enumerate(CONNECTIONS) if name in line)].append(connection)
+    return found
 
 
 def see_off(sockets: list[socket.socket]) -> None:
@@ -154,19 +156,19 @@ BOOK: Final = json.dumps(
 
 
 def main() -> None:
-    """`feed FRAMES RATE SECONDS`."""
-    frames, rate, seconds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    """`feed FRAMES RATE SECONDS REDUNDANCY`."""
+    frames, (rate, seconds, redundancy) = Path(sys.argv[1]), map(int, sys.argv[2:])
     sender = Sender(workload.load(frames).part(0, rate * seconds))
     listed = [{"symbol": each, "status": "TRADING", "contractType": "PERPETUAL"} for each in workload.SYMBOLS]
     rest = ThreadingHTTPServer((HOST, 0), partial(Rest, json.dumps({"symbols": listed}).encode()))
     threading.Thread(target=rest.serve_forever, daemon=True).start()
     with socket.create_server((HOST, 0)) as listener:
         print(json.dumps({"ws": listener.getsockname()[1], "rest": rest.server_address[1]}), flush=True)
-        sockets = accept(listener)
-    print(json.dumps({"connected": len(sockets)}), flush=True)
+        sockets = accept(listener, redundancy)
+    print(json.dumps({"connected": sum(map(len, sockets))}), flush=True)
     sys.stdin.readline()
     print(json.dumps(sender.send(sockets, rate)), flush=True)
-    see_off(sockets)
+    see_off([each for listeners in sockets for each in listeners])
     sys.stdin.readline()
     rest.shutdown()
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import polars as pl
 
 from benchmarks import workload
 from benchmarks.report import Findings, Line
@@ -30,7 +31,10 @@ THEIRS: Final = 50_000
 THEIR_WARM_UP: Final = 8_000
 COMMITS: Final = (20_000, 50_000)
 TARGET: Final = 12.0
-CONTENDERS: Final = ("straightforward", "tuned", "bare", *(f"ours-{size}" for size in COMMITS))
+UNCHECKED: Final = f"unchecked-{COMMITS[-1]}"
+CONTENDERS: Final = ("straightforward", "tuned", "bare", *(f"ours-{size}" for size in COMMITS), UNCHECKED)
+# Of the rate without checks, what they may cost.
+CHECKS_COST: Final = 0.15
 
 
 def measure(frames: Path, folder: Path) -> Findings:
@@ -57,7 +61,7 @@ def _prepare(frames: Path, folder: Path) -> None:
 
 def _child(name: str, folder: Path) -> dict[str, Any]:
     # The worker process limits Polars to one thread (services.worker); the others run as their users run them.
-    threads = {"POLARS_MAX_THREADS": "1"} if name.startswith(("ours", "stages")) else {}
+    threads = {"POLARS_MAX_THREADS": "1"} if name.startswith(("ours", "unchecked", "stages")) else {}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.ingest", name, str(folder)],
         env={**os.environ, **threads},
@@ -86,6 +90,11 @@ def _findings(
             Line("    times (a')", f"{ours / best['tuned']:.1f}x"),
             Line("    share of (b)", f"{ours / best['bare']:.0%}"),
         ]
+    cost = 1 - best[f"ours-{COMMITS[-1]}"] / best[UNCHECKED]
+    lines += [
+        Line("ours without sequence and quality checks", _rate(best[UNCHECKED])),
+        Line("    the checks cost", f"{cost:.0%}", f"< {CHECKS_COST:.0%}", cost < CHECKS_COST),
+    ]
     lines += [Line(f"ours, CPU per message: {name}", f"{spent_us:.2f} µs") for name, spent_us in stages.items()]
     for place in ("journal", "live commit", "merged", "sorted"):
         if place in sizes:
@@ -98,6 +107,7 @@ def _findings(
         }
         for size in COMMITS
     }
+    ratios["checks"] = {"cost": round(cost, 3)}
     figures = {
         "ratios": ratios,
         "messages_per_cpu_s": {name: round(rate) for name, rate in best.items()},
@@ -185,21 +195,36 @@ def _ours(folder: Path, size: int) -> dict[str, float]:
     return found
 
 
+def _unchecked(folder: Path, size: int) -> dict[str, float]:
+    """The same with nobody looking at ids, clocks and values: what is left is the way into the table."""
+    from crypto_lake.models.quality import QUALITY
+    from crypto_lake.processors.follow import Followed
+    from crypto_lake.processors.quality import Checked
+    from crypto_lake.services import making
+
+    nothing = Checked(pl.DataFrame(schema=QUALITY.schema), [])
+    making.Checks.check = lambda *_, **__: nothing
+    making.Follower.follow = lambda *_, **__: Followed()
+    return _ours(folder, size)
+
+
 def _stages(folder: Path) -> dict[str, Any]:
     """Where our CPU time goes, in µs per message; the clock is read per batch, so it costs nothing."""
     from crypto_lake.processors import decode
-    from crypto_lake.services import drain
+    from crypto_lake.services import drain, making
     from crypto_lake.writers.delta import Lake
 
     spent: dict[str, float] = {}
     _drain(folder / "warm-up", folder / "stages-warm-up", COMMITS[-1])
     for owner, name in (
         (drain, "read"),
-        (drain, "decode"),
+        (making, "decode"),
         (decode, "_columns"),
         (decode, "_levels"),
-        (drain, "shape"),
-        (drain.Drain, "_new"),
+        (making, "shape"),
+        (making.Follower, "follow"),
+        (making.Checks, "check"),
+        (making.Maker, "new_rows"),
         (Lake, "append"),
         (drain.Drain, "step"),
     ):
@@ -207,13 +232,15 @@ def _stages(folder: Path) -> dict[str, Any]:
             setattr(owner, name, _timed(getattr(owner, name), name, spent))
     _drain(folder / "journal", folder / "stages", COMMITS[-1])
     each = defaultdict(float, {name: spent_s / OURS * 1e6 for name, spent_s in spent.items()})
-    known = each["read"] + each["decode"] + each["shape"] + each["_new"] + each["append"]
+    known = sum(each[name] for name in ("read", "decode", "shape", "follow", "check", "new_rows", "append"))
     stages = {
         "read and check the journal": each["read"],
         "decode and check the messages": each["decode"] - each["_columns"],
         "price levels to columns": each["_levels"],
         "other columns": each["_columns"] - each["_levels"] + each["shape"],
-        "dedupe": each["_new"],
+        "sequence checks": each["follow"],
+        "quality checks": each["check"],
+        "dedupe": each["new_rows"],
         "Delta commit": each["append"],
         "rest": each["step"] - known,
     }
@@ -264,7 +291,6 @@ def _rows(table: Path) -> int:
 
 
 def _of_table(table: Path, column: str) -> int:
-    import polars as pl
     from deltalake import DeltaTable
 
     return int(pl.DataFrame(DeltaTable(str(table)).get_add_actions(flatten=True))[column].sum())
@@ -276,8 +302,8 @@ def _require(fact: bool) -> None:
 
 def _run_child(name: str, folder: Path) -> None:
     kind, _, size = name.partition("-")
-    if kind == "ours":
-        found: dict[str, Any] = _ours(folder, int(size))
+    if kind in ("ours", "unchecked"):
+        found: dict[str, Any] = {"ours": _ours, "unchecked": _unchecked}[kind](folder, int(size))
     else:
         found = {
             "straightforward": _straightforward,

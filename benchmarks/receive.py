@@ -34,11 +34,31 @@ PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "WS_PROXY", "WSS_PRO
 
 
 def measure(frames: Path, folder: Path) -> Findings:
+    """A run with one connection a stream, and one with two, which carry everything twice."""
+    findings = _measure(frames, folder / "one", redundancy=1)
+    twice = _measure(frames, folder / "two", redundancy=2)
+    delay_ms, shares = twice.figures["delay_ms"], twice.figures["cpu_share"]
+    more = [
+        Line("LAKE_REDUNDANCY=2, in the journals / in the tables",
+             f"{twice.figures['received']:,} / {twice.figures['rows']:,}", "equal",
+             twice.figures["received"] == twice.figures["rows"] == twice.figures["sender"]["messages"]),
+        Line("LAKE_REDUNDANCY=2, delay p50 / p99 / max",
+             f"{delay_ms['p50']:.2f} / {delay_ms['p99']:.2f} / {delay_ms['max']:.2f} ms"),
+        Line("LAKE_REDUNDANCY=2, CPU of the receiving process", f"{shares['receive']:.0%}"),
+    ]  # fmt: skip
+    return Findings(
+        findings.title, [*findings.lines, *more], {**findings.figures, "twice": twice.figures}, findings.notes
+    )
+
+
+def _measure(frames: Path, folder: Path, *, redundancy: int) -> Findings:
     """One run of sender, daemon and drain together."""
-    with _running([sys.executable, "-m", "benchmarks.feed", str(frames), str(RATE), str(SECONDS)], {}) as sender:
+    numbers = map(str, (RATE, SECONDS, redundancy))
+    with _running([sys.executable, "-m", "benchmarks.feed", str(frames), *numbers], {}) as sender:
         ports = json.loads(_line(sender))
-        with _running([sys.executable, "-m", "benchmarks.receive"], _settings(folder, ports)) as daemon:
-            assert json.loads(_line(sender)) == {"connected": len(feed.CONNECTIONS)}
+        settings = {**_settings(folder, ports), "LAKE_REDUNDANCY": str(redundancy)}
+        with _running([sys.executable, "-m", "benchmarks.receive"], settings) as daemon:
+            assert json.loads(_line(sender)) == {"connected": redundancy * len(feed.CONNECTIONS)}
             time.sleep(1)
             before = _cpu_s(daemon.pid)
             _say(sender, "go")

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
@@ -21,7 +21,8 @@ from crypto_lake.monitoring.log import configure
 from crypto_lake.writers import CommitFailed, CommitUnknown
 
 if TYPE_CHECKING:
-    from crypto_lake.simulator import Market
+    from crypto_lake.query.validate import Level
+    from crypto_lake.simulator import Market, Scenario
 
 app = typer.Typer(
     name="crypto-lake",
@@ -36,6 +37,7 @@ app.add_typer(config_app, name="config")
 # What a user can cause or mend; anything else is a fault of ours and keeps its traceback.
 EXPECTED: Final = (ConfigError, SourceError, CommitFailed, CommitUnknown)
 FAILED: Final = 1
+COULD_NOT_RUN: Final = 2
 
 Datasets = Annotated[str | None, typer.Option(help="Datasets, separated by commas [LAKE_DATASETS].")]
 Symbols = Annotated[
@@ -111,17 +113,21 @@ def simulate(
     speed: Annotated[float, typer.Option(help="Times real time; 0 = a replay as fast as it is read.", min=0)] = 1.0,
     symbols: Annotated[int, typer.Option(help="Generated: how many USD-M symbols.", min=1, max=1000)] = 3,
     rate: Annotated[float, typer.Option(help="Generated: messages per second.", min=0.1)] = 200.0,
-    seed: Annotated[int, typer.Option(help="Generated: the same seed makes the same market.")] = 1,
+    faults: Annotated[Path | None, typer.Option(help="A scenario of faults, such as docs/faults.toml.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of a generated market [1] and, instead of the file's own, of --faults.")
+    ] = None,
 ) -> None:
     """An exchange on loopback: Binance's WebSocket and REST protocols over a made-up or a recorded market."""
-    from crypto_lake.simulator import GeneratedMarket
+    from crypto_lake.simulator import GeneratedMarket, read_scenario
 
+    scenario = None if faults is None else read_scenario(faults, seed=seed)
     made: Market
     if market == "generated":
-        made = GeneratedMarket(futures=symbols, rate=rate, seed=seed, speed=speed or 1.0)
+        made = GeneratedMarket(futures=symbols, rate=rate, seed=1 if seed is None else seed, speed=speed or 1.0)
     else:
         made = _replayed(market.split(","), speed)
-    run_loop(_simulate(made, port))
+    run_loop(_simulate(made, port, scenario))
 
 
 def _replayed(paths: list[str], speed: float) -> "Market":
@@ -135,14 +141,14 @@ def _replayed(paths: list[str], speed: float) -> "Market":
         ) from None
 
 
-async def _simulate(market: "Market", port: int) -> None:
+async def _simulate(market: "Market", port: int, faults: "Scenario | None") -> None:
     from crypto_lake.simulator import Simulator
 
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
-        async with Simulator(market, port) as exchange:
+        async with Simulator(market, port, faults=faults) as exchange:
             typer.echo("# an exchange on loopback; give a recorder these settings")
             for name, value in exchange.environment.items():
                 typer.echo(f"export {name}={value}")
@@ -230,6 +236,73 @@ def vacuum(
     )
 
 
+@app.command("validate")
+def validate_tables(
+    quick: Annotated[bool, typer.Option("--quick", help="Metadata only: log, files, days. The default.")] = False,
+    advanced: Annotated[bool, typer.Option("--advanced", help="And all columns: nulls, keys, prices, pauses.")] = False,
+    integrity: Annotated[bool, typer.Option("--integrity", help="And every row, and ids against the gaps.")] = False,
+    datasets: Annotated[str | None, typer.Option(help="Tables, separated by commas; all that are there.")] = None,
+    symbols: Annotated[str | None, typer.Option(help="Symbols, separated by commas.")] = None,
+    start: Annotated[str | None, typer.Option(help="From that day on, inclusive.")] = None,
+    end: Annotated[str | None, typer.Option(help="To that day, inclusive.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Also into a .json, .md or .html file.")] = None,
+    root: Root = None,
+    json: Json = False,
+) -> None:
+    """Check tables. Exit status 0: no error found, 1: at least one, 2: could not run."""
+    from crypto_lake import report as reports
+    from crypto_lake.query import validate
+
+    # Each level includes the ones before it: of several the deepest is meant.
+    levels: dict[Level, bool] = {"integrity": integrity, "advanced": advanced, "quick": quick}
+    try:
+        if report is not None:
+            reports.check_ending("--report", report, reports.REPORTS)
+        settings = load(root=root)
+        with show.progress() as on_step:
+            found = validate(
+                settings.root,
+                level=next((level for level, is_asked in levels.items() if is_asked), "quick"),
+                datasets=_words(datasets),
+                symbols=_words(symbols),
+                start=start,
+                end=end,
+                now=datetime.now(UTC),
+                on_step=on_step,
+            )
+        if report is not None:
+            reports.write_validation(found, report)
+    except ConfigError as error:
+        fail(str(error), COULD_NOT_RUN)
+    show.validation(found, as_json=json)
+    if found.errors:
+        raise typer.Exit(FAILED)
+
+
+@app.command("coverage")
+def coverage_of_days(
+    dataset: Annotated[str | None, typer.Option(help="One dataset; all that are there.")] = None,
+    symbols: Annotated[str | None, typer.Option(help="Symbols, separated by commas.")] = None,
+    start: Annotated[str | None, typer.Option(help="From that day on, inclusive.")] = None,
+    end: Annotated[str | None, typer.Option(help="To that day, inclusive.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also a heat map: a .png or .html file.")] = None,
+    root: Root = None,
+    json: Json = False,
+) -> None:
+    """Which days are whole, which lack something, and which nobody can tell."""
+    from crypto_lake import report as reports
+    from crypto_lake.query import coverage
+
+    if out is not None:
+        reports.check_ending("--out", out, reports.PICTURES)
+    settings = load(root=root)
+    with show.progress() as on_step:
+        found = coverage(dataset, symbols=_words(symbols), start=start, end=end, root=settings.root, on_step=on_step)
+    if out is not None and found.height:
+        reports.draw_coverage(found, out)
+    show.coverage(found, as_json=json)
+
+
 @app.command()
 def schema(
     dataset: Annotated[str, typer.Argument(help="A dataset; without one, all of them.")] = "", json: Json = False
@@ -269,6 +342,10 @@ def config_init(path: Annotated[Path, typer.Argument(help="The file to write.")]
 def config_profile() -> None:
     """What this machine suggests."""
     show.profile()
+
+
+def _words(text: str | None) -> list[str] | None:
+    return text.split(",") if text else None
 
 
 def _datasets(names: str | None) -> list[Dataset]:
@@ -311,10 +388,10 @@ def _first(group: BaseException) -> BaseException:
     return group
 
 
-def fail(reason: str) -> None:
+def fail(reason: str, status: int = FAILED) -> NoReturn:
     """Says why, and ends."""
     typer.echo(f"crypto-lake: {reason}", err=True)
-    sys.exit(FAILED)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

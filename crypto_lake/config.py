@@ -60,6 +60,9 @@ class Settings(BaseSettings):
         description="USD-M symbols; another venue in front (binance:BTCUSDT); all = every trading perpetual",
     )
     depth_speed: DepthSpeed = Field("100ms", alias="LAKE_DEPTH_SPEED", description="how often the book is sent")
+    redundancy: int = Field(
+        2, ge=1, le=4, alias="LAKE_REDUNDANCY", description="connections per stream; what comes twice is written once"
+    )
     price_every_s: float = Field(60, gt=0, alias="LAKE_PRICE_EVERY_S", description="seconds between price snapshots")
 
     collector_id: str = Field(

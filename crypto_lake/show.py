@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -10,14 +11,19 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import polars as pl
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from crypto_lake.config import ConfigError, Settings, origin, unknown_names
 from crypto_lake.models import Dataset
+from crypto_lake.models.coverage import COMPLETE, DIFFERS, INCOMPLETE, UNVERIFIABLE
 
 if TYPE_CHECKING:
+    from crypto_lake.query import Report
     from crypto_lake.writers.maintenance import Done
 
 ROWS_ON_A_TERMINAL: Final = 20
@@ -25,6 +31,14 @@ PAGE_WIDTH: Final = 120
 FAILED: Final = 1
 UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 WRITERS: Final = (".csv", ".parquet", ".jsonl")
+FINDINGS_SHOWN: Final = 40
+# Two months, or what fits beside the names and the sums.
+DAYS_SHOWN: Final = 62
+CALENDAR_NAMES: Final = 75
+CALENDAR_WIDTH: Final = DAYS_SHOWN + CALENDAR_NAMES
+CELLS: Final = {COMPLETE: ("■", "green"), INCOMPLETE: ("✗", "bold red"), DIFFERS: ("≠", "yellow"),
+                UNVERIFIABLE: ("·", "dim")}  # fmt: skip
+SEVERITIES: Final = {"error": "bold red", "warn": "yellow", "info": "dim"}
 
 
 def tables(found: pl.DataFrame, *, as_json: bool = False, title: str = "") -> None:
@@ -138,8 +152,23 @@ def health(answer: dict[str, Any], *, as_json: bool) -> None:
                 _size(drain["backlog_bytes"]),
             )
         _console().print(table)
+        _console().print(_feeds(details["feeds"]))
+        typer.echo(f"load level {details['load_level']}")
     if answer["status"] == "failing":
         raise typer.Exit(FAILED)
+
+
+def _feeds(feeds: dict[str, Any]) -> Table:
+    table = Table("feed", "last message")
+    for name in ("connections", "messages", "repeats", "lapses", "given up", "silent streams"):
+        table.add_column(name, justify="right")
+    for name, feed in feeds.items():
+        ago_s = feed["heard_s_ago"]
+        connections = f"{feed['connections']} of {feed['connections_wanted']}"
+        counts = (feed["messages"], feed["repeats"], feed["lapses"], feed["shed"], len(feed["silent"]))
+        heard = "none yet" if ago_s is None else f"{ago_s:.0f} s ago"
+        table.add_row(name, heard, connections, *(f"{count:,}" for count in counts))
+    return table
 
 
 def done(steps: "Iterable[Done]") -> bool:
@@ -155,6 +184,113 @@ def done(steps: "Iterable[Done]") -> bool:
             size = f"{_size(step.bytes_before)} became {_size(step.bytes_after)}"
             typer.echo(f"{step.dataset}{day}: {step.step}: {files}, {size}")
     return went_well
+
+
+def validation(report: "Report", *, as_json: bool) -> None:
+    """A line per table and per finding, the conditions of the days, and the result in a sentence."""
+    from crypto_lake import report as reports
+
+    if as_json:
+        typer.echo(reports.as_json(report))
+        return
+    console = _console()
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for name in ("table", "days"):
+        table.add_column(name, no_wrap=True)
+    for name in ("rows", "files", "missing days", "errors", "warned"):
+        table.add_column(name, justify="right")
+    for row in report.tables.iter_rows(named=True):
+        days = "-" if row["first_day"] is None else f"{row['first_day']} to {row['last_day']}"
+        numbers = [_number(row[name]) for name in ("rows", "files", "missing_days", "errors", "warnings")]
+        style = "red" if row["errors"] else "yellow" if row["warnings"] else "green"
+        table.add_row(f"[{style}]{row['dataset']}", days, *numbers)
+    console.print(table)
+    for row in report.findings.head(FINDINGS_SHOWN).iter_rows(named=True):
+        console.print(_finding(row), soft_wrap=True)
+    if (hidden := report.counts["found"].sum() - min(FINDINGS_SHOWN, report.findings.height)) > 0:
+        console.print(f"... and {hidden:,} more; --report FILE.md or --json for them")
+    if report.days["condition"].count():
+        found = report.days.drop_nulls("condition").group_by("condition").len().sort("condition")
+        console.print("days: " + ", ".join(f"{number:,} {name}" for name, number in found.iter_rows()))
+    console.print(reports.headline(report))
+
+
+def _finding(row: dict[str, Any]) -> Text:
+    place = " ".join(str(row[name]) for name in ("venue", "symbol") if row[name])
+    span = "" if row["first_time"] is None else _span(row["first_time"], row["last_time"] or row["first_time"])
+    ids = "" if row["first_id"] is None else f"ids {row['first_id']} to {row['last_id']}"
+    what = row["detail"] or ("" if row["observed"] is None else f"{row['observed']:g}")
+    words = " ".join(word for word in (row["dataset"], place, row["check"] + ":", what) if word)
+    about = "; ".join(word for word in (words, ids, span) if word)
+    return Text.assemble((f"{row['severity']:5}", SEVERITIES[row["severity"]]), " ", about)
+
+
+def coverage(found: pl.DataFrame, *, as_json: bool) -> None:
+    """A line per dataset and symbol with a cell per day, and the sums."""
+    from crypto_lake.report import days_of, lines
+
+    if as_json:
+        _json(found.to_dicts())
+        return
+    if found.is_empty():
+        typer.echo("no day to show")
+        return
+    console = _console(CALENDAR_WIDTH)
+    shown = min(DAYS_SHOWN, max(1, console.width - CALENDAR_NAMES))
+    days = days_of(found)[-shown:]
+    counted = [name for name in CELLS if name != DIFFERS]
+    table = Table(box=box.SIMPLE)
+    table.add_column("dataset and symbol", no_wrap=True)
+    table.add_column(f"{days[0]:%m-%d} to {days[-1]}", no_wrap=True)
+    for title in (*(CELLS[name][0] for name in counted), "missing", "downtime"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, held in lines(found):
+        cells = Text.assemble(*(_day_cell(held.get(day)) for day in days))
+        counts = [_number(sum(row["verdict"] == each for row in held.values())) for each in counted]
+        missing = sum(row["missing_rows"] or 0 for row in held.values())
+        down_s = sum(row["downtime_s"] for row in held.values())
+        table.add_row(name, cells, *counts, _number(missing), _duration(down_s))
+    console.print(table)
+    console.print(Text.assemble(*(part for name, cell in CELLS.items() for part in (cell, f" {name}  "))))
+    if len(days_of(found)) > len(days):
+        console.print(f"the last {len(days)} days; --end DAY or --out FILE.html for others")
+    console.print(_coverage_sentence(found))
+
+
+def _day_cell(row: dict[str, Any] | None) -> tuple[str, str]:
+    return (" ", "") if row is None else CELLS[row["verdict"]]
+
+
+def _coverage_sentence(found: pl.DataFrame) -> str:
+    counts = dict(found.group_by("verdict").len().iter_rows())
+    verdicts = ", ".join(f"{counts[name]:,} {name}" for name in CELLS if name in counts)
+    symbols = found.select("dataset", "venue", "symbol").n_unique()
+    missing, repaired, down_s = found.select("missing_rows", "repaired_rows", "downtime_s").sum().row(0)
+    return (
+        f"{found.height:,} days of {symbols:,} series: {verdicts}; {missing or 0:,} rows missing, "
+        f"{repaired:,} repaired, {_duration(down_s)} without delivery"
+    )
+
+
+def _duration(length_s: float) -> str:
+    minutes, seconds_ = divmod(round(length_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds_:02}"
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal's stderr: call it with the table, the days done, and how many there are."""
+    columns = (TextColumn("{task.description}"), BarColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as shown:
+        task = shown.add_task("", total=None)
+
+        def step(table: str, done: int, of: int) -> None:
+            words = f"{table}: {done} of {of} days" if of else table
+            shown.update(task, description=words, completed=done, total=of or None)
+
+        yield step
 
 
 def profile() -> None:
@@ -207,9 +343,9 @@ def picture(price: pl.DataFrame, liquidations: pl.DataFrame, path: Path, *, titl
     return True
 
 
-def _console() -> Console:
+def _console(width: int = PAGE_WIDTH) -> Console:
     # In a file or a pipe there is no width to fit into, and a table folded to 80 columns is hard to read.
-    return Console() if sys.stdout.isatty() else Console(width=PAGE_WIDTH)
+    return Console() if sys.stdout.isatty() else Console(width=width)
 
 
 def _cell(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,42 @@ async def test_a_capture_replayed_is_in_the_tables_as_the_file_says(
         assert_equal(dataset, venue, wanted, daemon.root)
     assert_book_follows_ticker(daemon.root)
     assert read("rejected", root=str(daemon.root)).collect().is_empty()
+    assert read("gap", root=str(daemon.root)).collect().is_empty()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("venue", CAPTURES)
+async def test_one_line_of_depth_removed_is_one_gap_with_its_ids_and_a_new_book(
+    venue: str, data: Path, tmp_path: Path, recorder: Callable[..., Any], wait_for: Callable[..., Any]
+) -> None:
+    texts = [gzip.decompress((data / "captures" / name).read_bytes()).decode() for name in CAPTURES[venue]]
+    lines = "".join(texts).splitlines(keepends=True)
+    changes = [at for at, line in enumerate(lines) if '@depth"' in line or "@depth@" in line]
+    # Not among the first: without a row in front of it nobody could miss it.
+    at = random.Random().choice(changes[100:-10])
+    event = json.loads(lines[at].partition(" ")[2])["data"]
+    removed = (event.get("pu", event["U"] - 1) + 1, event["u"])
+    shortened = tmp_path / "shortened.txt"
+    shortened.write_text("".join(lines[:at] + lines[at + 1 :]))
+    market = ReplayedMarket(shortened, speed=0, start_after_s=None, venue=venue)
+    async with Simulator(market) as exchange:
+        daemon = recorder({**exchange.environment, "LAKE_DATASETS": ",".join(KEYS), "LAKE_SYMBOLS": SYMBOLS[venue]})
+        await daemon.start()
+        await exchange.finished
+        await wait_for(lambda: behind(daemon, removed[1]))
+        assert await daemon.stop() == 0
+    gaps = read("gap", root=str(daemon.root)).filter(pl.col("first_id").is_not_null()).collect()
+    assert gaps.select("dataset", "first_id", "last_id", "reason", "state").rows() == [
+        ("depth", *removed, "sequence", "unfillable")
+    ], f"line {at}"
+
+
+def behind(daemon: Any, update_id: int) -> bool:
+    """Whether the table has a snapshot of the book from behind the hole."""
+    if not (daemon.root / "depth").exists():
+        return False
+    books = read("depth", root=str(daemon.root), is_snapshot=True).collect()
+    return bool((books["final_update_id"] >= update_id).any())
 
 
 def assert_equal(dataset: str, venue: str, wanted: list[dict[str, Any]], root: Path) -> None:

@@ -56,7 +56,10 @@ def lake(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "verb",
-    ["", "run", "price-once", "demo", "simulate", "tables", "read", "optimize", "vacuum", "schema", "status", "config"],
+    [
+        *("", "run", "price-once", "demo", "simulate", "tables", "validate", "coverage", "read", "optimize", "vacuum"),
+        *("schema", "status", "config"),
+    ],
 )
 async def test_every_verb_has_help(verb: str, tmp_path: Path) -> None:
     status, out, _ = await call(tmp_path, *([verb] if verb else []), "--help")
@@ -161,7 +164,7 @@ async def test_the_scripts_record(script: str, tmp_path: Path) -> None:
         program = (str(HOME / "bin" / f"{script}.py"),)
         status, _, err = await call(tmp_path, "--for", "2s", program=program, **environment)
         assert status == 0, err
-    tables = {path.name for path in (tmp_path / "tables").iterdir()} - {"rejected"}
+    tables = {path.name for path in (tmp_path / "tables").iterdir()} - {"rejected", "gap", "quality"}
     wanted = {"run_liquidations": {"liquidation"}, "run_prices": {"prices"}}.get(script, {"liquidation", "prices"})
     assert tables == wanted
     for table in wanted:

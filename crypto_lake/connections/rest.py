@@ -49,12 +49,16 @@ class WeightBudget:
         self._minute = -1
         self._seen = self._spent = self._in_flight = 0
 
-    def wait_s(self, weight: int, now_s: float) -> float:
-        """Nothing when a request of this weight may go now, else the seconds to the next minute."""
-        assert weight <= self.allowed, f"a request of weight {weight} never fits into {self.allowed} a minute"
+    def wait_s(self, weight: int, now_s: float, *, share: float = 1.0) -> float:
+        """Nothing when a request of this weight may go now, else the seconds to the next minute.
+
+        With a smaller `share` it leaves the rest of the minute to others.
+        """
+        allowed = int(self.allowed * share)
+        assert weight <= allowed, f"a request of weight {weight} never fits into {allowed} a minute"
         self._turn_to(now_s)
         used = max(self._spent, self._seen + self._in_flight)
-        return 0.0 if used + weight <= self.allowed else MINUTE_S - now_s % MINUTE_S
+        return 0.0 if used + weight <= allowed else MINUTE_S - now_s % MINUTE_S
 
     def spend(self, weight: int, now_s: float) -> None:
         """A request of this weight leaves; every one needs its `landed`, whatever becomes of it."""
@@ -201,21 +205,28 @@ class Rest:
         self._session = None
 
     async def get(
-        self, venue: str, path: str, params: Mapping[str, str | int] | None = None, *, weight: int = 1
+        self,
+        venue: str,
+        path: str,
+        params: Mapping[str, str | int] | None = None,
+        *,
+        weight: int = 1,
+        share: float = 1.0,
     ) -> Answer:
         """The answer to one question, asked again a few times where that may help.
 
-        Waits until the venue's budget has room and no pause is on. Raises `SourceError`; with `retry_after_s` when
+        Waits until the venue's budget has room (of a minute's budget it takes no more than `share`, so that many
+        heavy questions leave room for others) and no pause is on. Raises `SourceError`; with `retry_after_s` when
         asking earlier would be pointless or harmful.
         """
         place = self._venue(venue)
         for attempt in range(self._attempts - 1):
-            await self._turn(place, weight)
+            await self._turn(place, weight, share)
             try:
                 return await self._ask(place, path, params or {}, weight)
             except _AskAgainError:
                 await self._sleep(backoff_s(attempt, self._draw))
-        await self._turn(place, weight)
+        await self._turn(place, weight, share)
         return await self._ask(place, path, params or {}, weight)
 
     def _venue(self, name: str) -> Venue:
@@ -223,9 +234,9 @@ class Rest:
             self._venues[name] = Venue(name, self._address(name), WeightBudget(self._limits_per_min[name]))
         return self._venues[name]
 
-    async def _turn(self, venue: Venue, weight: int) -> None:
+    async def _turn(self, venue: Venue, weight: int, share: float) -> None:
         """Wait until this request may leave. Every wait is followed by a fresh look: a pause may have begun."""
-        while wait_s := self._wait_s(venue, weight):
+        while wait_s := self._wait_s(venue, weight, share):
             await self._sleep(wait_s)
         if not venue.breaker.allow(now_s := self._clock()):
             raise SourceError(
@@ -233,14 +244,14 @@ class Rest:
                 retry_after_s=venue.breaker.wait_s(now_s),
             )
 
-    def _wait_s(self, venue: Venue, weight: int) -> float:
+    def _wait_s(self, venue: Venue, weight: int, share: float) -> float:
         now_s = self._clock()
         for pause in (self._pause, venue.pause):
             if (wait_s := pause.wait_s(now_s)) > PATIENCE_S:
                 raise SourceError(f"{pause.reason}; nothing is asked for {wait_s:.0f} s", retry_after_s=wait_s)
             if wait_s > 0:
                 return wait_s
-        return venue.budget.wait_s(weight, now_s)
+        return venue.budget.wait_s(weight, now_s, share=share)
 
     async def _ask(self, venue: Venue, path: str, params: Mapping[str, str | int], weight: int) -> Answer:
         # No await between `_turn`'s last look and this line: two requests cannot take the same room.

@@ -78,6 +78,7 @@ class Connection:
         self.heard_us = time.time_ns() // 1000
         self.is_resting = False  # set by a reader that does not want to read now: then silence is not the venue's
         self.reason = ""
+        self.was_silent = False  # whether it was ended because nothing came, not because it broke
 
     async def frames(self) -> AsyncIterator[Frame]:
         """The messages, stamped as they are taken from the socket."""
@@ -98,6 +99,12 @@ class Connection:
         self.reason = self.reason or reason
         await self._socket.close()
 
+    def give_up(self, reason: str) -> None:
+        """Ends it because nothing comes; what has arrived before is still given out."""
+        self.reason, self.was_silent = self.reason or reason, True
+        # No closing handshake: who is silent will not answer that either.
+        self._socket.transport.abort()
+
     async def _watch(self) -> None:
         """Ends a connection on which nothing comes although its socket is alive: a wrong route is like that."""
         while True:
@@ -105,9 +112,7 @@ class Connection:
                 self.heard_us = time.time_ns() // 1000
             silent_s = time.time_ns() / 1e9 - self.heard_us / 1e6
             if silent_s >= self._silence_s:
-                self.reason = f"silent for {silent_s:.0f} s"
-                # No closing handshake: who is silent will not answer that either.
-                self._socket.transport.abort()
+                self.give_up(f"silent for {silent_s:.0f} s")
                 return
             await asyncio.sleep(max(0.01, self._silence_s - silent_s))
 

@@ -10,10 +10,13 @@ from crypto_lake.config import ConfigError
 from crypto_lake.journal.lock import take
 from crypto_lake.journal.reader import MAGIC, SUFFIX, Segment, read, segments
 from crypto_lake.journal.record import pack
+from crypto_lake.models.frame import ALIVE, FRAME, RESPONSE
 
 SEGMENT_BYTES: Final = 256 * 2**20
 # What may wait for the disk; above it the sockets are not read until the disk has caught up.
 MAX_WAITING_BYTES: Final = 64 * 2**20
+# Records that say that something was heard at their time.
+HEARD: Final = (FRAME, RESPONSE, ALIVE)
 
 
 class Journal:
@@ -28,6 +31,7 @@ class Journal:
     ) -> None:
         self.directory = directory
         self.cut_bytes = 0
+        self._heard_us: dict[bytes, int] = {}
         self._segment_bytes = segment_bytes
         self._clock_ns = clock_ns
         self._waiting: list[bytes] = []
@@ -41,7 +45,7 @@ class Journal:
                 directory / "writer.lock",
                 busy=f"LAKE_STATE: another crypto-lake is writing {directory}; give this one its own LAKE_STATE",
             )
-            self.cut_bytes = _cut_torn_tail(directory)
+            self.cut_bytes = self._look_back()
             self._open_segment()
         except OSError as error:
             raise ConfigError(f"LAKE_STATE: {directory} cannot be written: {error.strerror}") from None
@@ -51,6 +55,14 @@ class Journal:
         record = pack(kind, origin, payload, received_us)
         self._waiting.append(record)
         self._taken_bytes += len(record)
+
+    def heard_us(self, origin: bytes) -> int | None:
+        """When an earlier writer heard something by that origin for the last time (µs); None if never.
+
+        Only the last file in which anything was heard is looked at: in a file of a running recorder every origin
+        leaves signs of life.
+        """
+        return self._heard_us.get(origin)
 
     @property
     def waiting_bytes(self) -> int:
@@ -121,6 +133,34 @@ class Journal:
                 self._path.unlink()  # nothing came: leave nothing behind
             os.close(self._lock)
 
+    def _look_back(self) -> int:
+        """Reads what earlier writers left, and cuts what stands behind the last whole record; returns its bytes."""
+        files = segments(self.directory)
+        if not files:
+            return 0
+        last = files[-1]
+        whole = self._read_back(last)
+        torn = last.end - whole
+        if torn:
+            os.truncate(last.path, whole - last.start)
+        if whole - last.start <= len(MAGIC):
+            last.path.unlink()  # no record in it: a name less for every start
+        while not self._heard_us and (files := files[:-1]):
+            self._read_back(files[-1])
+        return torn
+
+    def _read_back(self, segment: Segment) -> int:
+        """Learns when what was heard last in a file; returns the position behind its last whole record."""
+        position = segment.start
+        while True:
+            records = read(self.directory, position, until=segment.end)
+            if records.end <= position or not records:
+                return max(position, min(segment.end, segment.start + len(MAGIC)))
+            for kind, origin, received_us in zip(records.kinds, records.origins, records.received_us, strict=True):
+                if kind in HEARD:
+                    self._heard_us[origin] = received_us
+            position = records.end
+
     def _rotate(self) -> None:
         self.sync()
         full = self._file
@@ -142,30 +182,6 @@ class Journal:
             path.unlink()
             raise
         self._file, self._path, self._start, self._size = file, path, start, len(MAGIC)
-
-
-def _cut_torn_tail(directory: Path) -> int:
-    """Cuts what stands behind the last whole record of the last file; returns how many bytes that was."""
-    files = segments(directory)
-    if not files:
-        return 0
-    last = files[-1]
-    whole = _last_whole(directory, last)
-    torn = last.end - whole
-    if torn:
-        os.truncate(last.path, whole - last.start)
-    if whole - last.start <= len(MAGIC):
-        last.path.unlink()  # no record in it: a name less for every start
-    return torn
-
-
-def _last_whole(directory: Path, segment: Segment) -> int:
-    position = segment.start
-    while True:
-        records = read(directory, position)
-        if records.end <= position or not records:
-            return max(position, min(segment.end, segment.start + len(MAGIC)))
-        position = records.end
 
 
 def sync_directory(directory: Path) -> None:

@@ -25,6 +25,10 @@ DATASETS: Final[dict[str, Dataset]] = {
 }
 
 
+# What is written beside a dataset's own table, in the order in which it is committed.
+SIDES: Final = (REJECTED, GAP, QUALITY)
+
+
 def dataset_named(name: str) -> Dataset:
     """The dataset of that name. Raises `ConfigError` with the nearest one."""
     if name not in DATASETS:
@@ -32,4 +36,4 @@ def dataset_named(name: str) -> Dataset:
     return DATASETS[name]
 
 
-__all__ = ["DATASETS", "Dataset", "dataset_named"]
+__all__ = ["DATASETS", "SIDES", "Dataset", "dataset_named"]

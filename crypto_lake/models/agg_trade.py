@@ -59,6 +59,7 @@ AGG_TRADE = market(
         {FUTURES: Stream("market", "{symbol}@aggTrade"), SPOT: Stream("", "{symbol}@aggTrade")},
         AggTrade,
         pulse="{symbol}@markPrice@1s",
+        first_word_s=600,  # small perpetuals trade once a minute: a minute without a trade is nothing
     ),
     is_fillable=True,
     poll=Poll(

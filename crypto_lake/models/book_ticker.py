@@ -34,5 +34,6 @@ BOOK_TICKER = market(
     price("ask_quantity", "base units"),
     key=("venue", "symbol", "update_id"),
     order="update_id",
+    sacrifice=1,  # depth says the same, and more
     live=Live({FUTURES: Stream("public", "{symbol}@bookTicker"), SPOT: Stream("", "{symbol}@bookTicker")}, BookTicker),
 )

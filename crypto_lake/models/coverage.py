@@ -16,6 +16,7 @@ COVERAGE = Dataset(
     (
         VENUE,
         SYMBOL,
+        time("time", "the first instant of the day that is covered, UTC"),
         text("dataset", "the table that was checked"),
         integer("first_id", "first id held on the day; null without ids", nullable=True),
         integer("last_id", "last id held on the day", nullable=True),
@@ -32,6 +33,5 @@ COVERAGE = Dataset(
         DATE,
     ),
     key=("venue", "dataset", "symbol", "date", "checked_time"),
-    z_order=("symbol", "checked_time"),
-    partition="date",
+    z_order=("symbol", "time"),
 )

@@ -87,7 +87,8 @@ class Live:
     """The road from a WebSocket: which stream on which venue, and what a message of it must look like.
 
     The attributes of `event` carry the table's column names, so the type is also the mapping. A busy stream that is
-    silent is dead; a quiet one is judged by a `pulse`, a stream that always speaks on the same route. `refuse` says
+    silent is dead; a quiet one is judged by a `pulse`, a stream that always speaks on the same route. A stream that has
+    not spoken `first_word_s` after its subscription is taken for dead; None: it may be quiet for ever. `refuse` says
     (by reason) which well-formed events are no row of this table.
     """
 
@@ -95,6 +96,7 @@ class Live:
     event: type[Struct]
     is_busy: bool = True
     pulse: str | None = None
+    first_word_s: float | None = 30.0
     refuse: Mapping[str, pl.Expr] = field(default_factory=dict)
 
 
@@ -137,7 +139,8 @@ class Dataset:
 
     `key` says which rows are the same row. `order` is the column of the key that rises within `within`: a row above
     everything seen there is new without a look into the table. `derived` columns are computed, whatever the road.
-    `is_fillable` says whether rows that were missed can still be had, from REST or from official dumps.
+    `is_fillable` says whether rows that were missed can still be had, from REST or from official dumps. `sacrifice` is
+    where it stands when there is more than can be kept: 1 is given up first, 2 next, 0 never.
     """
 
     name: str
@@ -151,6 +154,7 @@ class Dataset:
     sequence: str | None = None
     chain: Chain | None = None
     is_fillable: bool = False
+    sacrifice: int = 0
     live: Live | None = None
     poll: Poll | None = None
     derived: Mapping[str, pl.Expr] = field(default_factory=dict)

@@ -58,6 +58,7 @@ DEPTH = market(
     key=("venue", "symbol", "is_snapshot", "final_update_id"),
     order="final_update_id",
     within=("venue", "symbol", "is_snapshot"),
+    sacrifice=2,  # most of the bytes, and a snapshot lets the book go on
     chain=Chain("first_update_id", "final_update_id", "previous_update_id", apart="is_snapshot"),
     live=Live({FUTURES: Stream("public", "{symbol}@depth@{speed}"), SPOT: Stream("", "{symbol}@depth@{speed}")}, Depth),
     poll=Poll(

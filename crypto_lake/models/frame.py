@@ -13,6 +13,10 @@ LAPSE: Final = 5  # a time in which nothing was delivered; the payload is a `Lap
 ALIVE: Final = 6  # nothing came, but a connection was there to hear it until the record's time
 
 
+# In a lapse it stands for the symbols that the all-market streams carry beside the listed ones: those of COIN-M.
+OTHERS: Final = "*"
+
+
 class Lapse(Struct):
     """A time in which nobody delivered these symbols' streams of a dataset, as whoever listened saw it.
 

@@ -51,5 +51,6 @@ LIQUIDATION = market(
         Liquidation,
         is_busy=False,
         pulse="{symbol}@markPrice@1s",
+        first_word_s=None,
     ),
 )

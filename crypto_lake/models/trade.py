@@ -37,6 +37,7 @@ TRADE = market(
     live=Live(
         {FUTURES: Stream("public", "{symbol}@trade"), SPOT: Stream("", "{symbol}@trade")},
         Trade,
+        first_word_s=600,
         refuse={"not a print (X=NA)": pl.col("fill") == "NA"},
     ),
     derived={"quote_quantity": pl.col("price") * pl.col("quantity")},

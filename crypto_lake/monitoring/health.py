@@ -22,14 +22,24 @@ LATE_PERIODS, LATE_S = 10, 120.0
 STUCK_TIMES = 10
 # Far above what comes in between two commits: the drain does not keep up.
 BACKLOG_BYTES = 256 * 1024 * 1024
+# A reason names so many streams; `/metrics` counts them all.
+NAMED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feed:
-    """One stream of one venue."""
+    """The streams of one dataset and venue that come together."""
 
     heard_s: float | None  # None = nothing came since the start
     silence_s: float | None  # longest silence that is normal; None = it may be silent for ever
+    open: int = 0  # connections that are open, of those `wanted`
+    wanted: int = 0
+    messages: int = 0
+    repeats: int = 0  # what a second connection delivered again
+    lapses: int = 0  # times in which nobody listened
+    shed: int = 0  # messages given up under load
+    is_shedding: bool = False
+    silent: tuple[str, ...] = ()  # streams that should speak and do not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +59,8 @@ class Progress:
     feeds: Mapping[str, Feed] = field(default_factory=dict)
     drains: Mapping[str, Drain] = field(default_factory=dict)
     journal_full: bool = False
+    load_level: int = 0
+    load_reason: str = ""
     store_failing_since_s: float | None = None
 
 
@@ -88,6 +100,16 @@ def _ends_recording(progress: Progress, late_s: Mapping[str, float], now_s: floa
 
 def _worrying(progress: Progress, late_s: Mapping[str, float], now_s: float) -> list[str]:
     reasons = [f"{name}: silent for {silent:.0f} s" for name, silent in _silent_s(progress, now_s).items()]
+    reasons += [
+        f"{name}: {_streams(feed.silent)} silent: {_some(feed.silent)}"
+        for name, feed in progress.feeds.items()
+        if feed.silent
+    ]
+    reasons += [
+        f"{name}: messages are given up, {feed.shed:,} so far: {progress.load_reason}"
+        for name, feed in progress.feeds.items()
+        if feed.is_shedding
+    ]
     if progress.store_failing_since_s is not None:
         failing_s = now_s - progress.store_failing_since_s
         reasons.append(f"the store has been failing for {failing_s:.0f} s; the journal keeps everything")
@@ -99,6 +121,14 @@ def _worrying(progress: Progress, late_s: Mapping[str, float], now_s: float) -> 
         if drain.backlog_bytes > BACKLOG_BYTES
     ]
     return reasons
+
+
+def _streams(names: tuple[str, ...]) -> str:
+    return "1 stream is" if len(names) == 1 else f"{len(names)} streams are"
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
 def _allowed_s(progress: Progress) -> float:
@@ -125,11 +155,25 @@ def _details(progress: Progress, now_s: float) -> dict[str, Any]:
         "up_s": round(now_s - progress.started_s, 1),
         "journal_full": progress.journal_full,
         "store_failing_s": _age_s(progress.store_failing_since_s, now_s),
-        "feeds": {name: {"heard_s_ago": _age_s(feed.heard_s, now_s)} for name, feed in progress.feeds.items()},
+        "load_level": progress.load_level,
+        "feeds": {name: _feed_details(feed, now_s) for name, feed in progress.feeds.items()},
         "drains": {
             name: {"committed_s_ago": _age_s(drain.committed_s, now_s), "backlog_bytes": drain.backlog_bytes}
             for name, drain in progress.drains.items()
         },
+    }
+
+
+def _feed_details(feed: Feed, now_s: float) -> dict[str, Any]:
+    return {
+        "heard_s_ago": _age_s(feed.heard_s, now_s),
+        "connections": feed.open,
+        "connections_wanted": feed.wanted,
+        "messages": feed.messages,
+        "repeats": feed.repeats,
+        "lapses": feed.lapses,
+        "shed": feed.shed,
+        "silent": list(feed.silent),
     }
 
 

@@ -18,7 +18,14 @@ def _gauge(name: str, meaning: str, *labels: str) -> Gauge:
 
 
 # What comes in.
-frames_total = _counter("frames_total", "Messages received (messages)", "dataset", "venue")
+frames_total = _counter("frames_total", "Messages received and written to the journal (messages)", "dataset", "venue")
+repeats_total = _counter(
+    "repeats_total", "Messages that another connection had delivered already (messages)", "dataset", "venue"
+)
+shed_total = _counter("shed_total", "Messages received and given up under load (messages)", "dataset", "venue")
+load_level = _gauge("load_level", "What is given up under load: 0 nothing, 1 book_ticker, 2 depth too (level)")
+lapses_total = _counter("lapses_total", "Times without delivery that ended (lapses)", "dataset", "venue", "reason")
+streams_silent = _gauge("streams_silent", "Streams that should speak and do not (streams)", "dataset", "venue")
 frame_bytes_total = _counter("frame_bytes_total", "Payload received (bytes)", "dataset", "venue")
 last_frame_time_seconds = _gauge(
     "last_frame_time_seconds", "When the newest message came (unix seconds)", "dataset", "venue"
@@ -48,6 +55,10 @@ journal_full = _gauge("journal_full", "1 while the disk of the journal is full a
 rows_committed_total = _counter("rows_committed_total", "Rows committed (rows)", "table")
 rejected_total = _counter("rejected_total", "Messages and rows set aside in the table rejected (rows)", "dataset")
 duplicates_total = _counter("duplicates_total", "Rows dropped because their key is already held (rows)", "dataset")
+holes_total = _counter("holes_total", "Stretches of missing ids found (holes)", "dataset")
+holes_open = _gauge("holes_open", "Stretches of missing ids that are still to be had (holes)", "dataset")
+repair_rows_total = _counter("repair_rows_total", "Rows fetched to fill holes (rows)", "dataset", "venue")
+findings_total = _counter("findings_total", "Findings of the quality checks (findings)", "dataset")
 commits_total = _counter("commits_total", "Batches committed (commits)", "dataset")
 commit_failures_total = _counter("commit_failures_total", "Batches that the store refused (commits)", "dataset")
 commit_seconds = Histogram(

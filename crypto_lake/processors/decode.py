@@ -23,6 +23,10 @@ COIN_M_TYPE: Final = 2  # `st` of a COIN-M row, since 2026-06-30 (PROTOCOLS A.6)
 # BTCUSD_PERP, BTCUSD_260925; USD-M deliveries are BTCUSDT_260925.
 COIN_M_SYMBOL: Final = r"USD_(PERP|\d{6})$"
 
+# A trade without a price or a quantity is a finding as well (ANALYTICS 5.1).
+NULL_FIELD: Final = "null_field"
+TRADED: Final = ("price", "quantity")
+
 Event = TypeVar("Event")
 UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -34,20 +38,26 @@ class Combined(Struct, Generic[Event], gc=False):
 
 
 class Refused(NamedTuple):
-    """A message, or an element of one, that does not fit."""
+    """A message, or an element of one, that does not fit; with the name of a check where one says so (ANALYTICS 5)."""
 
     venue: str
     reason: str
     payload: bytes
     received_us: int
+    symbol: str = ""
+    check: str = ""
 
 
 @dataclass(slots=True)
 class Decoded:
-    """Typed rows with the table's names, in the order received, and what was set aside."""
+    """Typed rows with the table's names, in the order received, and what was set aside.
+
+    `row` is the number of the record that a row came in. `aside` are rows that fit and that a rule refuses.
+    """
 
     frame: pl.DataFrame
     refused: list[Refused] = field(default_factory=list)
+    aside: pl.DataFrame = field(default_factory=pl.DataFrame)
 
 
 @dataclass(slots=True)
@@ -67,7 +77,7 @@ def decode(dataset: Dataset, records: Records) -> Decoded:
     decoded = Decoded(pl.DataFrame())
     frames = [
         frame
-        for frame in (_frames(dataset, records, decoded.refused), _responses(dataset, records, decoded.refused))
+        for frame in (_frames(dataset, records, decoded), _responses(dataset, records, decoded.refused))
         if frame is not None
     ]
     if len(frames) == 2:
@@ -82,9 +92,10 @@ def decode(dataset: Dataset, records: Records) -> Decoded:
     return decoded
 
 
-def _frames(dataset: Dataset, records: Records, refused: list[Refused]) -> pl.DataFrame | None:
+def _frames(dataset: Dataset, records: Records, decoded: Decoded) -> pl.DataFrame | None:
     if dataset.live is None:
         return None
+    refused = decoded.refused
     parse = _event_decoder(dataset.live.event)
     found, slow = _Events(rows=[row for row, kind in enumerate(records.kinds) if kind == FRAME]), []
     try:
@@ -98,8 +109,8 @@ def _frames(dataset: Dataset, records: Records, refused: list[Refused]) -> pl.Da
     if not found.events:
         return None
     frame = _columns(dataset, dataset.live.event, found, records, refused)
-    frame = _refuse(frame, dataset.live.refuse, records, refused)
-    return frame.with_columns(pl.lit("live").alias("source"))
+    frame = frame.with_columns(pl.lit("live").alias("source"))
+    return _refuse(frame, dataset.live.refuse, records, decoded)
 
 
 def _decode_singly(parse: Callable[[bytes], Combined[Any]], records: Records, found: _Events) -> list[int]:
@@ -200,7 +211,27 @@ def _restore_order(found: _Events) -> None:
 
 def _requested_symbol(origin: bytes) -> str:
     """The symbol in `binance-futures /fapi/v1/depth?symbol=BTCUSDT`; empty if the request was for all."""
-    return parse_qs(urlsplit(origin.decode().partition(" ")[2]).query).get("symbol", [""])[0]
+    return _requested(origin).get("symbol", "")
+
+
+@lru_cache(maxsize=4096)
+def _requested(origin: bytes) -> dict[str, str]:
+    return {name: values[0] for name, values in parse_qs(urlsplit(origin.decode().partition(" ")[2]).query).items()}
+
+
+def pages(dataset: Dataset, records: Records, frame: pl.DataFrame) -> list[tuple[str, str, int, int]]:
+    """Of the answers to requests for rows from an id on: venue, symbol, and the first and last id in the answer.
+
+    Between the two the venue has no other rows than those that it sent.
+    """
+    if dataset.poll is None or not dataset.poll.from_id or RESPONSE not in records.kinds or frame.is_empty():
+        return []
+    assert dataset.sequence is not None, "rows are asked for by an id that has no holes"
+    answered = frame.filter(pl.col("source") == "rest")
+    own = pl.col(dataset.sequence)
+    ends = answered.group_by("row").agg(pl.col("venue", "symbol").first(), own.min().alias("first"), own.max())
+    asked = [dataset.poll.from_id in _requested(records.origins[row]) for row in ends["row"]]
+    return ends.filter(pl.Series(asked, dtype=pl.Boolean)).drop("row").rows()
 
 
 def _refusal(records: Records, row: int, reason: str, payload: bytes) -> Refused:
@@ -315,16 +346,13 @@ def _coin_m(frame: pl.DataFrame) -> pl.Series:
     return is_coin_m if said is None else is_coin_m | said.fill_null(False)
 
 
-def _refuse(
-    frame: pl.DataFrame,
-    rules: Mapping[str, pl.Expr],
-    records: Records,
-    refused: list[Refused],
-) -> pl.DataFrame:
+def _refuse(frame: pl.DataFrame, rules: Mapping[str, pl.Expr], records: Records, decoded: Decoded) -> pl.DataFrame:
     for reason, rule in rules.items():
         unfit = frame.select(rule.fill_null(False)).to_series()
         if unfit.any():
-            refused += [_refusal(records, row, reason, records.payloads[row]) for row in frame["row"].filter(unfit)]
+            aside = frame.filter(unfit)
+            decoded.refused += [_refusal(records, row, reason, records.payloads[row]) for row in aside["row"]]
+            decoded.aside = pl.concat([decoded.aside, aside]) if decoded.aside.height else aside
             frame = frame.filter(~unfit)
     return frame
 
@@ -337,6 +365,7 @@ def _without(
     for place, reason in sorted(wrong.items()):
         row = found.rows[place]
         payload = found.raw.get(id(found.events[place]), records.payloads[row])
-        refused.append(_refusal(records, row, reason, payload))
+        check = NULL_FIELD if reason.partition(":")[0] in TRADED else ""
+        refused.append(_refusal(records, row, reason, payload)._replace(symbol=frame["symbol"][place], check=check))
     keep: Iterable[bool] = (place not in wrong for place in range(frame.height))
     return frame.filter(pl.Series(list(keep)))

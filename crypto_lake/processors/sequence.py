@@ -36,11 +36,10 @@ def holes(dataset: Dataset, frame: pl.DataFrame) -> pl.DataFrame:
     either side. Of a chain the missing ids go up to what the next event says that it follows; an event which reaches
     back behind the one before it (another connection cut the updates otherwise) leaves nothing out.
     """
-    assert has_sequence(dataset), f"{dataset.name} has neither sequence nor chain"
     within = ["venue", "symbol"]
-    links = _links(dataset, frame).drop_nulls("last").sort(*within, "last", "follows")
+    linked = links(dataset, frame).drop_nulls("last").sort(*within, "last", "follows")
     before = pl.col("last").cum_max().shift(1).over(within)
-    found = links.with_columns(before.alias("before"), pl.col("time").shift(1).over(within).alias("start_time"))
+    found = linked.with_columns(before.alias("before"), pl.col("time").shift(1).over(within).alias("start_time"))
     return found.filter(pl.col("follows") > pl.col("before")).select(
         *within,
         (pl.col("before") + 1).alias("first_id"),
@@ -50,14 +49,18 @@ def holes(dataset: Dataset, frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _links(dataset: Dataset, frame: pl.DataFrame) -> pl.DataFrame:
-    """Per row the last id that it holds, and the id that it comes directly after."""
+def links(dataset: Dataset, frame: pl.DataFrame, *also: str | pl.Expr) -> pl.DataFrame:
+    """Per row of a sequence or chain: venue, symbol, time, the `last` id that it holds, the id that it `follows`.
+
+    A row holds the ids behind the one that it follows up to its last. Rows apart (snapshots) are no links.
+    """
+    assert has_sequence(dataset), f"{dataset.name} has neither sequence nor chain"
     if dataset.sequence:
         own = pl.col(dataset.sequence)
-        return frame.select("venue", "symbol", "time", own.alias("last"), (own - 1).alias("follows"))
+        return frame.select("venue", "symbol", "time", own.alias("last"), (own - 1).alias("follows"), *also)
     chain = dataset.chain
     assert chain is not None
     follows = pl.coalesce(chain.previous, pl.col(chain.first) - 1)
     return frame.filter(~pl.col(chain.apart)).select(
-        "venue", "symbol", "time", pl.col(chain.last).alias("last"), follows.alias("follows")
+        "venue", "symbol", "time", pl.col(chain.last).alias("last"), follows.alias("follows"), *also
     )

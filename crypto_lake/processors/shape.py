@@ -1,10 +1,12 @@
 """Where the roads meet: whatever way rows came, from here on they have the table's columns, order and types."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import polars as pl
 
-from crypto_lake.models.dataset import Dataset
+from crypto_lake.models.dataset import TIME, Dataset
+from crypto_lake.models.quality import QUALITY
 from crypto_lake.models.rejected import REJECTED
 from crypto_lake.processors.decode import Refused
 
@@ -48,3 +50,41 @@ def rejected_rows(dataset: Dataset, refused: Sequence[Refused]) -> pl.DataFrame:
         )
         .select(*REJECTED.schema)
     )
+
+
+class Finding(NamedTuple):
+    """A finding about a time (µs since 1970) rather than about a row that is there."""
+
+    venue: str
+    symbol: str
+    check: str
+    severity: str
+    first_us: int
+    last_us: int
+    observed: float | None = None
+    threshold: float | None = None
+
+
+def finding_rows(dataset: Dataset, findings: Sequence[Finding], *, found_us: int) -> pl.DataFrame:
+    """Findings as rows of the table `quality`."""
+    schema = {name: pl.Int64() if dtype == TIME else dtype for name, dtype in QUALITY.schema.items() if name != "date"}
+    frame = pl.DataFrame(
+        [
+            {
+                "venue": each.venue,
+                "symbol": each.symbol,
+                "dataset": dataset.name,
+                "check": each.check,
+                "severity": each.severity,
+                "first_time": each.first_us,
+                "last_time": each.last_us,
+                "observed": each.observed,
+                "threshold": each.threshold,
+                "found_time": found_us,
+            }
+            for each in findings
+        ],
+        schema=schema,
+    )
+    frame = frame.with_columns(pl.col("first_time", "last_time", "found_time").cast(TIME))
+    return frame.with_columns(pl.col("found_time").dt.date().alias("date")).select(*QUALITY.schema)

@@ -1,6 +1,9 @@
 """The only code that reads tables."""
 
+from crypto_lake.query.coverage import coverage
+from crypto_lake.query.gaps import gaps
 from crypto_lake.query.read import read
 from crypto_lake.query.tables import tables
+from crypto_lake.query.validate import Report, validate
 
-__all__ = ["read", "tables"]
+__all__ = ["Report", "coverage", "gaps", "read", "tables", "validate"]

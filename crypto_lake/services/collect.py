@@ -1,36 +1,38 @@
-"""Collecting: each feed stays connected, and whatever arrives goes into the journal of its dataset."""
+"""Collecting: each feed stays connected, several times over, and what it hears goes to the journal once."""
 
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
-import msgspec
 import structlog
 
-from crypto_lake.config import FUTURES, Settings
 from crypto_lake.connections import SourceError
 from crypto_lake.connections.backoff import backoff_s
-from crypto_lake.connections.websocket import Connection, combined, connected, stream_of
-from crypto_lake.journal import CLOSED, FRAME, OPENED, Journal
-from crypto_lake.models import Dataset
+from crypto_lake.connections.websocket import Connection, connected
+from crypto_lake.journal import Journal
 from crypto_lake.monitoring import metrics
-from crypto_lake.services.markets import Wanted
+from crypto_lake.services.delivery import Line
+from crypto_lake.services.feeds import Feed, plan
+from crypto_lake.services.intake import Intake, OnStream
+from crypto_lake.services.load import Load
+from crypto_lake.services.mute import Mute
 from crypto_lake.services.wait import first_of
 
-log = structlog.get_logger()
+__all__ = ["Feed", "Policy", "keep", "plan"]
 
-# The venue's own default speeds have no name of their own in a stream's name.
-DEFAULT_SPEEDS: Final = {FUTURES: "250ms"}
-SPOT_DEFAULT_SPEED: Final = "1000ms"
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """How long a connection may live, and how it is replaced. A venue cuts it after 24 h (PROTOCOLS A.3)."""
 
+    # Connections that carry the same streams, so that one may fail; the next one is opened when the first one
+    # delivers, or after `stagger_s`.
+    redundancy: int = 1
+    stagger_s: float = 3.0
     silence_s: float = 30.0
     life_s: float = 23 * 3600.0
     # Lives are drawn between this share and the whole, so that connections do not come to their end together.
@@ -41,98 +43,32 @@ class Policy:
     first_backoff_s: float = 1.0
     most_backoff_s: float = 60.0
     draw: Callable[[], float] = random.random
-
-
-@dataclass(slots=True)
-class Feed:
-    """One connection's worth of streams of one dataset, and what is known of it; `pulse` begins a pulse's messages."""
-
-    dataset: Dataset
-    venue: str
-    url: str
-    streams: tuple[str, ...]
-    name: str
-    pulse: bytes = b""
-    frames: int = 0
-    size_bytes: int = 0
-    heard_us: int = 0
-    open: int = 0
-    opened: int = 0
-    trouble: str = ""
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether silence on it means that it is dead."""
-        assert self.dataset.live is not None
-        return self.dataset.live.is_busy or bool(self.pulse)
-
-
-def plan(datasets: Iterable[Dataset], markets: Mapping[str, Wanted], settings: Settings) -> list[Feed]:
-    """The connections that carry the datasets' streams of the wanted symbols."""
-    return [
-        feed
-        for dataset in datasets
-        if dataset.live
-        for venue, wanted in markets.items()
-        if venue in dataset.live.streams
-        for feed in _feeds(dataset, wanted, settings)
-    ]
-
-
-def _feeds(dataset: Dataset, wanted: Wanted, settings: Settings) -> list[Feed]:
-    assert dataset.live is not None
-    stream = dataset.live.streams[wanted.venue]
-    speed = settings.depth_speed
-    names = [_stream_name(stream.name, symbol, wanted.venue, speed) for symbol in wanted.symbols]
-    if wanted.every and stream.every:
-        names = [stream.every]
-    pulse = _pulse(dataset, wanted)
-    addresses = combined(settings.ws_address(wanted.venue), stream.route, names, also=pulse)
-    return [
-        Feed(
-            dataset,
-            wanted.venue,
-            address.url,
-            address.streams,
-            f"{dataset.name} {wanted.venue} {number}",
-            f'{{"stream":"{pulse}"'.encode() if pulse else b"",
-        )
-        for number, address in enumerate(addresses)
-    ]
-
-
-def _stream_name(template: str, symbol: str, venue: str, speed: str) -> str:
-    if speed == DEFAULT_SPEEDS.get(venue, SPOT_DEFAULT_SPEED):
-        template = template.replace("@{speed}", "")
-    return template.format(symbol=symbol.lower(), speed=speed)
-
-
-def _pulse(dataset: Dataset, wanted: Wanted) -> str:
-    assert dataset.live is not None
-    if not dataset.live.pulse or wanted.venue != FUTURES or not wanted.symbols:
-        return ""
-    return dataset.live.pulse.format(symbol=wanted.symbols[0].lower())
+    # A connection on which nothing comes for so long, while its sibling hears plenty, is dead on one side.
+    mute_s: float = 8.0
+    look_every_s: float = 1.0
 
 
 class Life:
     """One connection of a feed from its opening to its end, in a task of its own."""
 
-    def __init__(
-        self, feed: Feed, journal: Journal, may_read: asyncio.Event, policy: Policy, on_stream: "OnStream | None"
-    ) -> None:
-        self.flowing = asyncio.Event()
-        self._closing = asyncio.Event()
-        self.first_us = self.last_us = 0
+    def __init__(self, feed: Feed, intake: Intake, may_read: asyncio.Event, policy: Policy) -> None:
+        self.flowing = asyncio.Event()  # it delivers, and nothing was lost between it and its predecessors
+        self.line = Line()
         self.retry_after_s: float | None = None
-        self._feed, self._journal, self._may_read, self._policy = feed, journal, may_read, policy
-        self._on_stream = on_stream
+        self._closing = asyncio.Event()
+        self._feed, self._intake, self._may_read, self._policy = feed, intake, may_read, policy
         self._connection: Connection | None = None
         self.task = asyncio.create_task(self._live(), name=f"feed {feed.name}")
 
     @property
     def was_steady(self) -> bool:
         """Whether data flowed for a while."""
-        return self.last_us - self.first_us >= self._policy.steady_s * 1e6
+        return self.line.last_us - self.line.first_us >= self._policy.steady_s * 1e6
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may be heard."""
+        return self._connection is not None and not self.task.done()
 
     async def close(self, reason: str) -> None:
         """Ends it after what has arrived is written."""
@@ -142,6 +78,11 @@ class Life:
         else:
             await self._connection.close(reason)
         await asyncio.wait([self.task])
+
+    def give_up(self, reason: str) -> None:
+        """Ends it because nothing comes although something should."""
+        if self._connection is not None:
+            self._connection.give_up(reason)
 
     async def _live(self) -> str:
         """Returns why it ended."""
@@ -157,34 +98,26 @@ class Life:
             return str(error)
 
     async def _record(self, connection: Connection) -> None:
-        feed, journal = self._feed, self._journal
-        origin = f"{feed.venue} {feed.name}".encode()
-        journal.append(OPENED, origin, msgspec.json.encode({"url": feed.url, "streams": feed.streams}), _now_us())
-        feed.open += 1
-        feed.opened += 1
+        self._intake.opened(_now_us())
         try:
-            await self._frames(connection, origin)
+            await self._frames(connection)
         finally:
-            feed.open -= 1
-            journal.append(CLOSED, origin, msgspec.json.encode({"reason": connection.reason}), _now_us())
+            self._intake.closed(self.line, connection.reason, _now_us(), was_silent=connection.was_silent)
 
-    async def _frames(self, connection: Connection, origin: bytes) -> None:
-        feed, append, may_read, pulse = self._feed, self._journal.append, self._may_read, self._feed.pulse
-        unseen = set(map(str.encode, feed.streams)) if self._on_stream else set()
+    async def _frames(self, connection: Connection) -> None:
+        feed, line, may_read, pulse = self._feed, self.line, self._may_read, self._feed.pulse
+        delivery, take = self._intake.delivery, self._intake.take
         async for received_us, payload in connection.frames():
-            feed.heard_us = self.last_us = received_us
-            if not self.first_us:
-                self.first_us = received_us
+            feed.heard_us = line.last_us = received_us
+            line.frames += 1
+            if line.is_joined:
+                delivery.proven_us = received_us
+            else:
+                self._intake.join(line)
+            if not (pulse and payload.startswith(pulse)):
+                take(payload, received_us)
+            if line.is_joined and not self.flowing.is_set():
                 self.flowing.set()
-            if pulse and payload.startswith(pulse):
-                continue
-            append(FRAME, origin, payload, received_us)
-            feed.frames += 1
-            feed.size_bytes += len(payload)
-            if unseen and (stream := stream_of(payload)) in unseen:
-                unseen.discard(stream)
-                assert self._on_stream is not None
-                self._on_stream(feed, payload)
             if not may_read.is_set():
                 connection.is_resting = True
                 await self._may_go_on()
@@ -197,7 +130,90 @@ class Life:
         disk.cancel()
 
 
-OnStream = Callable[[Feed, bytes], None]
+class Seat:
+    """One of a feed's places for a connection, which is always taken: after a failure with growing pauses, before the
+    venue's cut with an overlap."""
+
+    def __init__(
+        self, number: int, feed: Feed, intake: Intake, may_read: asyncio.Event, stop: asyncio.Event, policy: Policy
+    ) -> None:
+        self.life: Life | None = None
+        self._renew, self._renewed = asyncio.Event(), asyncio.Event()
+        self._number, self._feed, self._intake = number, feed, intake
+        self._may_read, self._stop, self._policy = may_read, stop, policy
+        self._ends_at = 0.0
+
+    async def renew(self) -> None:
+        """Puts a new connection in the place of the present one; returns when that is done, or given up."""
+        self._renewed.clear()
+        self._renew.set()
+        renewed = asyncio.create_task(self._renewed.wait())
+        await first_of(self._stop, renewed)
+        renewed.cancel()
+
+    async def keep(self, first: "Seat") -> None:
+        """Keeps it taken until `stop`."""
+        await self._may_open(first)
+        attempt, life = 0, self._open()
+        # The first lives are spread over the whole of one: those that begin together do not end together.
+        self._ends_at -= self._policy.life_s * self._number / self._policy.redundancy
+        while not self._stop.is_set():
+            await self._turn(life)
+            if self._stop.is_set():
+                break
+            if life.task.done():
+                attempt = 0 if life.was_steady else attempt + 1
+                await self._pause(life, attempt)
+                if not self._stop.is_set():
+                    life = self._open()
+            else:
+                life = await self._replace(life)
+            self._renew.clear()
+            self._renewed.set()
+        await life.close("stopping")
+
+    async def _may_open(self, first: "Seat") -> None:
+        """Until the first seat delivers, or for some seconds: not all of them knock at once."""
+        if first is self or first.life is None:
+            return
+        flowing = asyncio.create_task(first.life.flowing.wait())
+        await first_of(self._stop, flowing, timeout_s=self._policy.stagger_s * self._number)
+        flowing.cancel()
+
+    async def _turn(self, life: Life) -> None:
+        """Returns when the life is at its end, or should be."""
+        renew = asyncio.create_task(self._renew.wait())
+        await first_of(self._stop, life.task, renew, timeout_s=max(0.0, self._ends_at - time.monotonic()))
+        renew.cancel()
+
+    def _open(self) -> Life:
+        self.life = Life(self._feed, self._intake, self._may_read, self._policy)
+        self._ends_at = _life_end(self._policy)
+        return self.life
+
+    async def _pause(self, life: Life, attempt: int) -> None:
+        wait_s = _pause_s(life, attempt, self._policy)
+        feed = self._feed
+        feed.trouble = reason = life.task.result()
+        log.warning("disconnected", feed=feed.name, reason=reason, again_in_s=round(wait_s, 1), still_open=feed.open)
+        metrics.reconnects_total.labels(feed.dataset.name, feed.venue, "failure").inc()
+        await first_of(self._stop, timeout_s=wait_s)
+
+    async def _replace(self, old: Life) -> Life:
+        """The next connection in place of `old`, which is closed only when the new one delivers."""
+        new = Life(self._feed, self._intake, self._may_read, self._policy)
+        flowing = asyncio.create_task(new.flowing.wait())
+        await first_of(self._stop, new.task, old.task, flowing, timeout_s=self._policy.overlap_s)
+        flowing.cancel()
+        if self._stop.is_set() or new.task.done() or not (new.line.frames or old.task.done()):
+            await new.close("delivered nothing")
+            self._ends_at = time.monotonic() + self._policy.overlap_s
+            return old
+        log.info("connection_replaced", feed=self._feed.name)
+        metrics.reconnects_total.labels(self._feed.dataset.name, self._feed.venue, "planned").inc()
+        await old.close("replaced by a new connection")
+        self.life, self._ends_at = new, _life_end(self._policy)
+        return new
 
 
 async def keep(
@@ -207,49 +223,54 @@ async def keep(
     stop: asyncio.Event,
     *,
     policy: Policy,
+    load: Load | None = None,
     on_stream: OnStream | None = None,
 ) -> None:
-    """Keeps a feed connected until `stop`: after a failure with growing pauses, before the venue's cut with an overlap.
+    """Keeps a feed connected until `stop`, `policy.redundancy` times over.
 
-    While `may_read` is not set no message is taken from the socket: the disk does not keep up, and the data waits in
-    TCP. `on_stream` is called with the first message of each stream of a connection that follows a hole.
+    While `may_read` is not set no message is taken from the sockets: the disk does not keep up, and the data waits in
+    TCP. `on_stream` is called with the first message of each stream after a time in which nobody listened.
     """
-    attempt = 0
-    life = Life(feed, journal, may_read, policy, on_stream)
-    ends_at = _life_end(policy)
+    intake = Intake(
+        feed,
+        journal,
+        now_us=_now_us(),
+        load=load or Load(),
+        shares=policy.redundancy > 1,
+        on_stream=on_stream,
+    )
+    seats = [Seat(number, feed, intake, may_read, stop, policy) for number in range(policy.redundancy)]
+    feed.wanted = len(seats)
+    async with asyncio.TaskGroup() as group:
+        for seat in seats:
+            group.create_task(seat.keep(seats[0]))
+        group.create_task(_look(feed, intake, seats, may_read, stop, policy))
+    intake.end(_now_us())
+
+
+async def _look(
+    feed: Feed, intake: Intake, seats: list[Seat], may_read: asyncio.Event, stop: asyncio.Event, policy: Policy
+) -> None:
+    """Once a second: what is missing is written down, and who is mute is replaced."""
+    mute: Mute[Life] = Mute(policy.mute_s)
+    renewing: asyncio.Task[None] | None = None
     while not stop.is_set():
-        await first_of(stop, life.task, timeout_s=max(0.0, ends_at - time.monotonic()))
-        if stop.is_set():
-            break
-        if life.task.done():
-            attempt = 0 if life.was_steady else attempt + 1
-            wait_s = _pause_s(life, attempt, policy)
-            feed.trouble = reason = life.task.result()
-            log.warning("disconnected", feed=feed.name, reason=reason, again_in_s=round(wait_s, 1))
-            metrics.reconnects_total.labels(feed.dataset.name, feed.venue, "failure").inc()
-            await first_of(stop, timeout_s=wait_s)
-            if not stop.is_set():
-                life, ends_at = Life(feed, journal, may_read, policy, on_stream), _life_end(policy)
-        else:
-            life, ends_at = await _replace(life, feed, journal, may_read, stop, policy)
-    await life.close("stopping")
+        await first_of(stop, timeout_s=policy.look_every_s)
+        lives = [seat.life for seat in seats if seat.life is not None and seat.life.is_open]
+        wants_renewal = intake.look(_now_us(), is_reading=may_read.is_set())
+        for life in mute.look({life: life.line.frames for life in lives}, time.monotonic()):
+            life.give_up("mute, while another connection is heard")
+        if wants_renewal and (renewing is None or renewing.done()):
+            log.warning("renewing_connections", feed=feed.name, silent=len(feed.silent))
+            renewing = asyncio.create_task(_renew(seats))
+    if renewing is not None:
+        await asyncio.wait([renewing])
 
 
-async def _replace(
-    old: Life, feed: Feed, journal: Journal, may_read: asyncio.Event, stop: asyncio.Event, policy: Policy
-) -> tuple[Life, float]:
-    """The next connection in place of `old`, which is closed only when the new one delivers."""
-    new = Life(feed, journal, may_read, policy, None)
-    flowing = asyncio.create_task(new.flowing.wait())
-    await first_of(stop, new.task, old.task, flowing, timeout_s=policy.overlap_s)
-    flowing.cancel()
-    if new.flowing.is_set():
-        log.info("connection_replaced", feed=feed.name)
-        metrics.reconnects_total.labels(feed.dataset.name, feed.venue, "planned").inc()
-        await old.close("replaced by a new connection")
-        return new, _life_end(policy)
-    await new.close("delivered nothing")
-    return old, time.monotonic() + policy.overlap_s
+async def _renew(seats: list[Seat]) -> None:
+    """One after the other, so that somebody listens all the while."""
+    for seat in seats:
+        await seat.renew()
 
 
 def _pause_s(life: Life, attempt: int, policy: Policy) -> float:

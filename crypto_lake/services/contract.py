@@ -45,6 +45,26 @@ class Batch(Struct, tag=True):
     rejected: int
     position: int
     seconds: float
+    holes: int = 0
+    findings: int = 0
+
+
+class Missing(Struct):
+    """Ids that a table lacks (both inclusive), and the time of the rows on either side (µs since 1970)."""
+
+    venue: str
+    symbol: str
+    first_id: int
+    last_id: int
+    start_us: int
+    end_us: int | None
+
+
+class Holes(Struct, tag=True):
+    """What a table lacks: all that may still be had, or where nothing can be had what was just found to be missing."""
+
+    dataset: str
+    missing: list[Missing]
 
 
 class Trouble(Struct, tag=True):
@@ -61,4 +81,4 @@ class Round(Struct, tag=True):
     rss_bytes: int
 
 
-Report = Ready | Refusal | Batch | Trouble | Round
+Report = Ready | Refusal | Batch | Holes | Trouble | Round

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import time
@@ -23,11 +24,14 @@ from crypto_lake.models import Dataset
 from crypto_lake.models.depth import DEPTH
 from crypto_lake.monitoring import health, metrics, notify
 from crypto_lake.services.collect import Feed, Policy, keep, plan
+from crypto_lake.services.contract import Holes
 from crypto_lake.services.drainer import Drainer
 from crypto_lake.services.flush import Disk, close_journals, flush_journals
+from crypto_lake.services.load import Load
 from crypto_lake.services.maintain import maintain
 from crypto_lake.services.markets import Wanted, chosen, parse, resolve
 from crypto_lake.services.poll import poll, polled
+from crypto_lake.services.repair import Repair
 from crypto_lake.services.snapshots import Snapshots
 from crypto_lake.services.wait import first_of
 
@@ -41,6 +45,8 @@ READY_PATIENCE_S: Final = 30.0
 START_PATIENCE_S: Final = 10.0
 STATE_FILE: Final = "daemon.json"
 INTERRUPTED: Final = 130
+# What a feed counts, in the order of `_count`.
+COUNTERS: Final = (metrics.frames_total, metrics.frame_bytes_total, metrics.repeats_total, metrics.shed_total)
 
 
 class Running(msgspec.Struct):
@@ -56,16 +62,17 @@ class Daemon:
 
     def __init__(self, settings: Settings, *, stop: asyncio.Event, policy: Policy | None = None) -> None:
         self.settings, self.stop = settings, stop
-        self.policy = policy or Policy(silence_s=settings.silence_s)
+        self.policy = policy or Policy(silence_s=settings.silence_s, redundancy=settings.redundancy)
         self.datasets = chosen(settings.datasets)
         self.wanted = parse(settings.symbols)
         self.started_s = time.time()
         self.port = 0
         self.feeds: list[Feed] = []
         self._journals: dict[str, Journal] = {}
-        self._may_read, self._disk = asyncio.Event(), Disk()
+        self._may_read, self._disk, self._load = asyncio.Event(), Disk(), Load()
         self._books = Snapshots()
-        self._drainer = Drainer(settings, [dataset.name for dataset in self.datasets])
+        self._repair = Repair()
+        self._drainer = Drainer(settings, [dataset.name for dataset in self.datasets], self._hear)
 
     async def run(self, *, run_s: float | None = None) -> None:
         """Records until `stop`, or for `run_s` seconds; then closes the sockets, the journals and the tables.
@@ -111,6 +118,8 @@ class Daemon:
                 for name in self._journals
             },
             journal_full=bool(self._disk.trouble),
+            load_level=self._load.level,
+            load_reason=self._load.reason,
             store_failing_since_s=drained.failing_since_s,
         )
         judged = health.judge(progress, now_s=now_s)
@@ -119,7 +128,28 @@ class Daemon:
 
     def _feed_health(self, feed: Feed) -> health.Feed:
         heard_s = feed.heard_us / 1e6 if feed.heard_us else None
-        return health.Feed(heard_s=heard_s, silence_s=2 * self.policy.silence_s if feed.is_busy else None)
+        return health.Feed(
+            heard_s=heard_s,
+            silence_s=2 * self.policy.silence_s if feed.is_busy else None,
+            open=feed.open,
+            wanted=feed.wanted,
+            messages=feed.frames,
+            repeats=feed.repeats,
+            lapses=feed.lapses,
+            shed=feed.shed,
+            is_shedding=feed.is_shedding,
+            silent=feed.silent,
+        )
+
+    @property
+    def _connections(self) -> int:
+        """How many there are when all are open."""
+        return len(self.feeds) * self.policy.redundancy
+
+    def _hear(self, holes: Holes) -> None:
+        """The drain has found rows missing."""
+        self._repair.hear(holes)
+        self._books.hear(holes)
 
     def _open_journals(self) -> None:
         for dataset in self.datasets:
@@ -158,7 +188,7 @@ class Daemon:
             "recording",
             datasets=[dataset.name for dataset in self.datasets],
             symbols={venue: len(wanted.symbols) for venue, wanted in markets.items()},
-            connections=len(self.feeds),
+            connections=self._connections,
             root=self.settings.root,
             health=f"http://{health.HOST}:{self.port}/health",
         )
@@ -171,6 +201,7 @@ class Daemon:
                     self._disk,
                     quiet,
                     sync_every_s=self.settings.journal_sync_s,
+                    load=self._load,
                 )
             )
             background.create_task(self._observe(quiet))
@@ -191,7 +222,17 @@ class Daemon:
         for feed in self.feeds:
             journal = self._journals[feed.dataset.name]
             on_stream = self._books.ask if feed.dataset is DEPTH else None
-            group.create_task(keep(feed, journal, self._may_read, self.stop, policy=self.policy, on_stream=on_stream))
+            group.create_task(
+                keep(
+                    feed,
+                    journal,
+                    self._may_read,
+                    self.stop,
+                    policy=self.policy,
+                    load=self._load,
+                    on_stream=on_stream,
+                )
+            )
         group.create_task(maintain(self.settings, list(self._journals), self._drainer, self.stop))
 
     def _ask(
@@ -202,6 +243,7 @@ class Daemon:
         work = [poll(dataset, wanted, rest, self._journals[dataset.name], every_s=every_s) for dataset, wanted in polls]
         if DEPTH.name in self._journals:
             work.append(self._books.fetch(rest, self._journals[DEPTH.name]))
+        work.append(self._repair.run(rest, self._journals))
         return [group.create_task(each) for each in (*work, self._require_connection())]
 
     async def _require_connection(self) -> None:
@@ -214,11 +256,12 @@ class Daemon:
 
     async def _observe(self, quiet: asyncio.Event) -> None:
         """Once a second what is seen goes into the metrics; once a minute a line into the log, and old journals go."""
-        counted: dict[str, tuple[int, int]] = {}
+        counted: dict[str, tuple[int, ...]] = {}
         forgot_s = time.monotonic() - FORGET_EVERY_S + FIRST_FORGET_S
         while not quiet.is_set():
             await first_of(quiet, timeout_s=OBSERVE_EVERY_S)
             _count(self.feeds, counted)
+            metrics.load_level.set(self._load.level)
             for name, journal in self._journals.items():
                 position = self._drainer.progress.positions.get(name, 0)
                 metrics.journal_end_position.labels(name).set(journal.end)
@@ -248,7 +291,7 @@ class Daemon:
         patient_until = time.monotonic() + READY_PATIENCE_S
         while not all(feed.open for feed in self.feeds) and time.monotonic() < patient_until and not quiet.is_set():
             await first_of(quiet, timeout_s=0.1)
-        notify.ready(f"recording {len(self.feeds)} connections")
+        notify.ready(f"recording {self._connections} connections")
         interval_s = notify.watchdog_interval_s()
         while interval_s and not quiet.is_set():
             if self.judge(time.time()).status != "failing":
@@ -266,19 +309,22 @@ def _require_work(datasets: list[Dataset], feeds: list[Feed], polls: list[tuple[
         raise ConfigError("LAKE_DATASETS and LAKE_SYMBOLS: none of the venues named has any of the datasets")
 
 
-def _count(feeds: list[Feed], counted: dict[str, tuple[int, int]]) -> None:
+def _count(feeds: list[Feed], counted: dict[str, tuple[int, ...]]) -> None:
     """Brings the metrics up to what the feeds have seen; `counted` is what they had seen before."""
     is_open: Counter[tuple[str, str]] = Counter()
+    silent: Counter[tuple[str, str]] = Counter()
     for feed in feeds:
         labels = (feed.dataset.name, feed.venue)
-        frames, size_bytes = counted.get(feed.name, (0, 0))
-        counted[feed.name] = (feed.frames, feed.size_bytes)
+        now = (feed.frames, feed.size_bytes, feed.repeats, feed.shed)
+        for counter, count, before in zip(COUNTERS, now, counted.get(feed.name, (0,) * len(now)), strict=True):
+            counter.labels(*labels).inc(count - before)
+        counted[feed.name] = now
         is_open[labels] += feed.open
-        metrics.frames_total.labels(*labels).inc(feed.frames - frames)
-        metrics.frame_bytes_total.labels(*labels).inc(feed.size_bytes - size_bytes)
+        silent[labels] += len(feed.silent)
         metrics.last_frame_time_seconds.labels(*labels).set(feed.heard_us / 1e6)
     for labels, count in is_open.items():
         metrics.connections_open.labels(*labels).set(count)
+        metrics.streams_silent.labels(*labels).set(silent[labels])
 
 
 def _alone(state: Path) -> int:
@@ -314,6 +360,10 @@ async def run(settings: Settings, *, run_s: float | None = None) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    # What is imported by now stays for ever. A collection that looks through all of it takes a tenth of a second, in
+    # which nothing is received.
+    gc.collect()
+    gc.freeze()
     await daemon.run(run_s=run_s)
 
 

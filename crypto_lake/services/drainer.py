@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,7 +13,7 @@ import structlog
 from crypto_lake.config import ConfigError, Settings, child_environment, collector_id
 from crypto_lake.connections.backoff import backoff_s
 from crypto_lake.monitoring import metrics
-from crypto_lake.services.contract import THREADS, Batch, Order, Ready, Refusal, Report, Round, Trouble
+from crypto_lake.services.contract import THREADS, Batch, Holes, Order, Ready, Refusal, Report, Round, Trouble
 
 log = structlog.get_logger()
 
@@ -37,13 +38,18 @@ class Progress:
     trouble: str = ""
     rss_bytes: int = 0
     commits: dict[str, int] = field(default_factory=dict)
+    holes: dict[str, int] = field(default_factory=dict)
+    findings: dict[str, int] = field(default_factory=dict)
+    # Stretches of missing ids that are being asked for.
+    open_holes: dict[str, int] = field(default_factory=dict)
 
 
 class Drainer:
     """The worker process and what is known of it."""
 
-    def __init__(self, settings: Settings, datasets: list[str]) -> None:
+    def __init__(self, settings: Settings, datasets: list[str], on_holes: Callable[[Holes], None]) -> None:
         self.progress = Progress()
+        self._on_holes = on_holes
         self._order = Order(
             root=settings.root,
             sink=settings.sink,
@@ -125,6 +131,10 @@ class Drainer:
             match REPORTS.decode(line):
                 case Batch() as batch:
                     self._count(batch)
+                case Holes() as holes:
+                    self.progress.open_holes[holes.dataset] = len(holes.missing)
+                    metrics.holes_open.labels(holes.dataset).set(len(holes.missing))
+                    self._on_holes(holes)
                 case Trouble() as trouble:
                     self._worry(trouble)
                 case Refusal(reason):
@@ -142,12 +152,18 @@ class Drainer:
         progress.duplicates += batch.duplicates
         progress.rejected += batch.rejected
         progress.commits[name] = progress.commits.get(name, 0) + 1
+        progress.holes[name] = progress.holes.get(name, 0) + batch.holes
+        progress.findings[name] = progress.findings.get(name, 0) + batch.findings
         self._troubled.discard(name)
         if not self._troubled and progress.failing_since_s is not None:
             log.info("store_takes_commits_again", after_s=round(now_s - progress.failing_since_s, 1))
             progress.failing_since_s, progress.trouble = None, ""
         if batch.rejected:
             log.warning("messages_rejected", dataset=name, messages=batch.rejected, see="the table rejected")
+        if batch.holes:
+            log.warning("ids_missing", dataset=name, holes=batch.holes, see="the table gap")
+        metrics.holes_total.labels(name).inc(batch.holes)
+        metrics.findings_total.labels(name).inc(batch.findings)
         metrics.rows_committed_total.labels(name).inc(batch.rows)
         metrics.rejected_total.labels(name).inc(batch.rejected)
         metrics.duplicates_total.labels(name).inc(batch.duplicates)

@@ -7,7 +7,7 @@ from typing import Final
 import structlog
 
 from crypto_lake.config import Settings, child_environment
-from crypto_lake.models.rejected import REJECTED
+from crypto_lake.models import SIDES
 from crypto_lake.monitoring import metrics
 from crypto_lake.services.drainer import Drainer
 from crypto_lake.services.wait import first_of
@@ -41,7 +41,7 @@ async def maintain(settings: Settings, datasets: list[str], drainer: Drainer, st
 async def _run(settings: Settings, datasets: list[str], stop: asyncio.Event) -> None:
     process = await asyncio.create_subprocess_exec(
         *("nice", "-n", NICENESS, sys.executable, "-m", "crypto_lake", "optimize"),
-        *("--datasets", ",".join([*datasets, REJECTED.name])),
+        *("--datasets", ",".join([*datasets, *(side.name for side in SIDES)])),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 import structlog
@@ -14,6 +14,7 @@ from crypto_lake.connections.rest import Rest
 from crypto_lake.journal import Journal
 from crypto_lake.models.depth import DEPTH, DepthSnapshot
 from crypto_lake.services.collect import Feed
+from crypto_lake.services.contract import Holes
 from crypto_lake.services.poll import record
 
 log = structlog.get_logger()
@@ -21,6 +22,8 @@ log = structlog.get_logger()
 # Each answer is up to some megabytes and heavy; a few at a time keep the budget busy without holding it.
 AT_ONCE: Final = 4
 TRIES: Final = 6
+# Of a minute's request weight: the rest is for trades and prices, which must not wait for three hundred books.
+SHARE: Final = 0.8
 
 
 class _First(Struct):
@@ -32,19 +35,16 @@ class _FirstMessage(Struct):
     data: _First
 
 
-class Need(NamedTuple):
-    """A symbol whose stream began at `first_update_id`: the snapshot must not be older."""
-
-    venue: str
-    symbol: str
-    first_update_id: int
+Book = tuple[str, str]  # venue and symbol
 
 
 class Snapshots:
-    """The queue of books to be fetched."""
+    """The books to be fetched: for each the update id that its snapshot must not be older than."""
 
     def __init__(self) -> None:
-        self._needs: asyncio.Queue[Need] = asyncio.Queue()  # bounded by the number of symbols
+        self._needs: dict[Book, int] = {}
+        self._queue: asyncio.Queue[Book] = asyncio.Queue()  # bounded by the number of symbols
+        self._newest: dict[Book, int] = {}
 
     def ask(self, feed: Feed, payload: bytes) -> None:
         """A depth stream has begun with this message."""
@@ -52,7 +52,27 @@ class Snapshots:
             first = msgspec.json.decode(payload, type=_FirstMessage).data
         except msgspec.DecodeError:
             return  # the drain sets the message aside; without its ids there is nothing to attach a book to
-        self._needs.put_nowait(Need(feed.venue, first.symbol, first.first_update_id))
+        self.need(feed.venue, first.symbol, first.first_update_id)
+
+    def hear(self, holes: Holes) -> None:
+        """The drain has found holes in the chain of events: behind each a book is needed."""
+        if holes.dataset == DEPTH.name:
+            for hole in holes.missing:
+                self.need(hole.venue, hole.symbol, hole.last_id)
+
+    def need(self, venue: str, symbol: str, update_id: int) -> None:
+        """The book is wanted as it is at this update or later; one that was fetched already will do."""
+        book = venue, symbol
+        if self._newest.get(book, -1) >= update_id:
+            return
+        if book not in self._needs:
+            self._queue.put_nowait(book)
+        self._needs[book] = max(update_id, self._needs.get(book, update_id))
+
+    @property
+    def waiting(self) -> int:
+        """How many books are still to be fetched."""
+        return len(self._needs)
 
     async def fetch(self, rest: Rest, journal: Journal) -> None:
         """Fetches what is asked for, some at a time, for ever."""
@@ -62,26 +82,33 @@ class Snapshots:
 
     async def _work(self, rest: Rest, journal: Journal) -> None:
         while True:
-            need = await self._needs.get()
-            if not await _fetch(need, rest, journal):
-                log.error("no_snapshot", venue=need.venue, symbol=need.symbol, effect="its book cannot be rebuilt yet")
+            book = await self._queue.get()
+            newest = await self._fetch(book, rest, journal)
+            wanted = self._needs.pop(book)
+            if newest is None:
+                log.error("no_snapshot", venue=book[0], symbol=book[1], effect="its book cannot be rebuilt yet")
+                continue
+            self._newest[book] = newest
+            if wanted > newest:  # another hole meanwhile
+                self.need(*book, wanted)
 
-
-async def _fetch(need: Need, rest: Rest, journal: Journal) -> bool:
-    """Whether a snapshot that is not too old was to be had."""
-    assert DEPTH.poll is not None
-    request = DEPTH.poll.requests[need.venue]
-    params = {"symbol": need.symbol, **request.params}
-    for attempt in range(TRIES):
-        try:
-            answer = await rest.get(need.venue, request.path, params, weight=request.weight)
-            record(journal, need.venue, request.path, params, answer)
-            if msgspec.json.decode(answer.body, type=DepthSnapshot).final_update_id >= need.first_update_id:
-                return True
-        except msgspec.DecodeError as error:
-            log.warning("snapshot_unreadable", venue=need.venue, symbol=need.symbol, reason=str(error))
-        except SourceError as error:
-            log.warning("snapshot_failed", venue=need.venue, symbol=need.symbol, reason=str(error))
-            await asyncio.sleep(error.retry_after_s or 0)
-        await asyncio.sleep(backoff_s(attempt, random.random))
-    return False
+    async def _fetch(self, book: Book, rest: Rest, journal: Journal) -> int | None:
+        """The update id of a snapshot that is not too old; None if there was none to be had."""
+        assert DEPTH.poll is not None
+        venue, symbol = book
+        request = DEPTH.poll.requests[venue]
+        params = {"symbol": symbol, **request.params}
+        for attempt in range(TRIES):
+            try:
+                answer = await rest.get(venue, request.path, params, weight=request.weight, share=SHARE)
+                record(journal, venue, request.path, params, answer)
+                found = msgspec.json.decode(answer.body, type=DepthSnapshot).final_update_id
+                if found >= self._needs[book]:
+                    return found
+            except msgspec.DecodeError as error:
+                log.warning("snapshot_unreadable", venue=venue, symbol=symbol, reason=str(error))
+            except SourceError as error:
+                log.warning("snapshot_failed", venue=venue, symbol=symbol, reason=str(error))
+                await asyncio.sleep(error.retry_after_s or 0)
+            await asyncio.sleep(backoff_s(attempt, random.random))
+        return None

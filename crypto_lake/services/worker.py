@@ -12,7 +12,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,9 +20,9 @@ import msgspec
 
 from crypto_lake.config import ConfigError, SinkFormat
 from crypto_lake.journal import end_of, take
-from crypto_lake.models import DATASETS, Dataset
-from crypto_lake.models.rejected import REJECTED
-from crypto_lake.services.contract import Batch, Order, Ready, Refusal, Report, Round, Trouble
+from crypto_lake.models import DATASETS, SIDES, Dataset
+from crypto_lake.processors.follow import Hole
+from crypto_lake.services.contract import Batch, Holes, Missing, Order, Ready, Refusal, Report, Round, Trouble
 from crypto_lake.services.drain import Drain, Drained
 from crypto_lake.writers import CommitFailed, CommitUnknown, Sink, StoreAway
 from crypto_lake.writers.delta import Lake
@@ -32,6 +32,8 @@ from crypto_lake.writers.files import Files
 NICENESS: Final = 5
 # The worker of a daemon that was killed ends by itself; a new one waits for it so long.
 LOCK_PATIENCE_S: Final = 60.0
+# So many holes are worked on at a time; the next ones are told when these are gone.
+HOLES_TOLD: Final = 1000
 
 
 def sink_of(sink: SinkFormat, root: str) -> Sink:
@@ -63,6 +65,8 @@ def work(order: Order) -> None:
             if trouble:
                 _say(Trouble(drains[0].dataset.name, str(trouble)))
             is_told_to_end = _told_to_end(order.commit_every_s)
+            for drain in drains:
+                drain.is_closed = is_told_to_end
             trouble = trouble and _trouble(sink, drains)
             if not trouble:
                 patience_s = order.last_drain_s if is_told_to_end else 10 * order.commit_every_s
@@ -78,8 +82,8 @@ def _trouble(sink: Sink, drains: list[Drain]) -> StoreAway | None:
 
 
 def check(sink: Sink, datasets: list[Dataset]) -> None:
-    """Raises `ConfigError` unless the tables of the datasets, and the one for misfits, can be written."""
-    for dataset in (*datasets, REJECTED):
+    """Raises `ConfigError` unless the tables of the datasets, and those beside them, can be written."""
+    for dataset in (*datasets, *SIDES):
         sink.check(dataset)
 
 
@@ -88,8 +92,12 @@ def drain_all(drains: list[Drain], until_s: float) -> None:
     # Not to where it will end: under way there is always one more message, and a commit for it would be a small one.
     goals = {drain: end_of(drain.journal) for drain in drains}
     left = list(drains)
+    told = {drain: drain.open_holes for drain in drains}
     while left and time.monotonic() < until_s:
         left = [drain for drain in left if _one_batch(drain) and drain.position < goals[drain]]
+    for drain in drains:
+        if _can_ask(drain.dataset) and drain.open_holes != told[drain]:
+            _say(_holes(drain.dataset, drain.open_holes[:HOLES_TOLD]))
     _say(Round({drain.dataset.name: drain.position for drain in drains}, _rss_bytes()))
 
 
@@ -104,11 +112,35 @@ def _one_batch(drain: Drain) -> bool:
     if not done.records and not done.rejected:
         return False
     _say(_batch(drain.dataset.name, done, time.monotonic() - began_s))
+    if done.revealed and not _can_ask(drain.dataset):
+        _say(_holes(drain.dataset, done.revealed))
     return True
 
 
+def _can_ask(dataset: Dataset) -> bool:
+    """Whether missing rows can be asked for by their ids; then all open holes are told, otherwise the new ones once."""
+    return dataset.poll is not None and bool(dataset.poll.from_id)
+
+
+def _holes(dataset: Dataset, holes: Sequence[Hole]) -> Holes:
+    return Holes(
+        dataset.name,
+        [Missing(hole.venue, hole.symbol, *hole.ids, hole.start_us, hole.end_us) for hole in holes],
+    )
+
+
 def _batch(dataset: str, done: Drained, seconds: float) -> Batch:
-    return Batch(dataset, done.records, done.rows, done.duplicates, done.rejected, done.position, round(seconds, 4))
+    return Batch(
+        dataset,
+        done.records,
+        done.rows,
+        done.duplicates,
+        done.rejected,
+        done.position,
+        round(seconds, 4),
+        len(done.revealed),
+        done.findings,
+    )
 
 
 def _told_to_end(timeout_s: float) -> bool:

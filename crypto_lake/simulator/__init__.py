@@ -1,17 +1,24 @@
 """An exchange on loopback: a market, generated or replayed, behind the venue's own WebSocket and REST protocols."""
 
+from crypto_lake.simulator.course import Done
 from crypto_lake.simulator.generated import GeneratedMarket, made_up_symbols
-from crypto_lake.simulator.hub import Connection
+from crypto_lake.simulator.hub import Connection, Served
 from crypto_lake.simulator.market import Frame, Market
 from crypto_lake.simulator.replayed import ReplayedMarket
+from crypto_lake.simulator.scenario import Fault, Scenario, read_scenario
 from crypto_lake.simulator.server import Simulator
 
 __all__ = [
     "Connection",
+    "Done",
+    "Fault",
     "Frame",
     "GeneratedMarket",
     "Market",
     "ReplayedMarket",
+    "Scenario",
+    "Served",
     "Simulator",
     "made_up_symbols",
+    "read_scenario",
 ]

@@ -1,6 +1,6 @@
 """REST answers of the generated market, and the listing of symbols that any market can give."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import msgspec
@@ -21,10 +21,12 @@ _ONBOARD_MS = 1_569_398_400_000
 Instruments = Mapping[tuple[str, str], Instrument]
 
 
-def answer(question: Question, instruments: Instruments, now_ms: int) -> bytes:
+def answer(
+    question: Question, instruments: Instruments, now_ms: int, delisted: Set[tuple[str, str]] = frozenset()
+) -> bytes:
     """The JSON body that answers a question at an instant of the market's clock."""
     if question.endpoint == "exchangeInfo":
-        return exchange_info(question, (each.listing for each in instruments.values()), now_ms)
+        return exchange_info(question, (each.listing for each in instruments.values()), now_ms, delisted)
     if question.endpoint in _ROWS:
         return _rows(question, instruments, now_ms)
     instrument = instruments[question.venue, question.symbol]
@@ -110,12 +112,17 @@ def _rows(question: Question, instruments: Instruments, now_ms: int) -> bytes:
     return payloads.array_of(rows) if question.is_list else rows[0]
 
 
-def exchange_info(question: Question, listings: Iterable[Listing], now_ms: int) -> bytes:
-    """`/exchangeInfo`: rate limits, and symbols with their filters."""
+def exchange_info(
+    question: Question, listings: Iterable[Listing], now_ms: int, delisted: Set[tuple[str, str]]
+) -> bytes:
+    """`/exchangeInfo`: rate limits, and symbols with their filters; those that are no longer traded say so."""
     here = [each for each in listings if each.venue == question.venue]
     asked = [each for each in here if not question.symbols or each.symbol in question.symbols]
     is_futures = question.venue == FUTURES
     symbols = [_futures_symbol(each) if is_futures else _spot_symbol(each) for each in asked]
+    for symbol in symbols:
+        if (question.venue, symbol["symbol"]) in delisted:
+            symbol["status"] = "SETTLING" if is_futures else "BREAK"
     body: dict[str, Any] = {
         "timezone": "UTC",
         "serverTime": now_ms,

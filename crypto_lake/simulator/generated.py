@@ -31,6 +31,10 @@ class GeneratedMarket:
     `rate` counts the messages of `mix` per second of the market's clock, over all symbols of both venues; single
     trades, tickers, mark prices, klines and partial books come on top unless `with_others` is off. It is over after
     `total` messages of the mix; None = never. With `record`, `ledger` keeps everything that was generated.
+
+    `rates` makes symbols uneven: messages of the mix per second of `"BTCUSDT"` (on every venue) or `"binance:BTCUSDT"`;
+    symbols that it does not name share `rate`. So one may trade a hundred times a second beside one with a trade a
+    minute. REST has the newest `history` aggregate trades of a symbol.
     """
 
     waits_for_readers = False
@@ -41,6 +45,7 @@ class GeneratedMarket:
         spot: Sequence[str] | int = ("BTCUSDT",),
         *,
         rate: float = 200,
+        rates: Mapping[str, float] | None = None,
         seed: int = 1,
         speed: float = 1,
         mix: Mapping[str, float] = DEFAULT_MIX,
@@ -66,7 +71,22 @@ class GeneratedMarket:
         self.ledger: list[Frame] | None = [] if record else None
         self._origin_s: float | None = None
         self._others_due_ms = self.start_ms - self.start_ms % others_every_ms + others_every_ms
+        self._delisted: set[tuple[str, str]] = set()
         self._list_instruments(_named(futures), _named(spot), history)
+        self._turns: list[float] | None = None
+        if rates:
+            self._set_rates(rates)
+
+    def _set_rates(self, rates: Mapping[str, float]) -> None:
+        """Turns are drawn by rate, and all rates together are the market's."""
+        names = [(f"{each.listing.venue}:{each.listing.symbol}", each.listing.symbol) for each in self._order]
+        known = {name for both in names for name in both}
+        assert set(rates) <= known, f"rates name symbols that are not listed: {set(rates) - known}"
+        own = [rates.get(full, rates.get(plain)) for full, plain in names]
+        share = self._rate / max(1, own.count(None))
+        self._turns = list(accumulate(share if each is None else each for each in own))
+        self._rate = self._turns[-1]
+        assert self._rate > 0
 
     def _list_instruments(self, futures: tuple[str, ...], spot: tuple[str, ...], history: int) -> None:
         listed = [(FUTURES, symbol) for symbol in futures] + [(SPOT, symbol) for symbol in spot]
@@ -108,7 +128,11 @@ class GeneratedMarket:
 
     async def answer(self, question: Question) -> bytes:
         """A REST answer from the state as it is."""
-        return answers.answer(question, self._instruments, self.clock_ms)
+        return answers.answer(question, self._instruments, self.clock_ms, self._delisted)
+
+    def delist(self, venue: str, symbol: str) -> None:
+        """Nothing happens to it any more; its turns pass."""
+        self._delisted.add((venue, symbol))
 
     # What tests and benchmarks ask of it
 
@@ -163,7 +187,9 @@ class GeneratedMarket:
 
     def _event(self, time_ms: int) -> Iterator[Frame]:
         draw = self._random.random
-        instrument = self._order[int(draw() * len(self._order))]
+        instrument = self._whose_turn(draw())
+        if self._is_delisted(instrument):
+            return
         kind = self._kinds[bisect(self._shares, draw() * self._shares[-1])]
         if kind == "depth":
             fewest, most = self._levels
@@ -175,6 +201,14 @@ class GeneratedMarket:
             yield self._as_all_market(victim, victim.liquidation(time_ms, self._random.randbytes(8)))
         else:
             yield from instrument.trade(time_ms, self._random.randbytes(8), with_parts=self._with_others)
+
+    def _whose_turn(self, draw: float) -> Instrument:
+        if self._turns is None:
+            return self._order[int(draw * len(self._order))]
+        return self._order[min(bisect(self._turns, draw * self._turns[-1]), len(self._order) - 1)]
+
+    def _is_delisted(self, instrument: Instrument) -> bool:
+        return bool(self._delisted) and (instrument.listing.venue, instrument.listing.symbol) in self._delisted
 
     def _book_ticker(self, instrument: Instrument, time_ms: int) -> Frame:
         coin_m = self._coin_m
@@ -193,7 +227,7 @@ class GeneratedMarket:
         count = len(self._futures_order)
         start = int(self._random.random() * count)
         turns = (self._futures_order[(start + i) % count] for i in range(count))
-        return next((each for each in turns if each.may_liquidate(time_ms)), None)
+        return next((each for each in turns if each.may_liquidate(time_ms) and not self._is_delisted(each)), None)
 
     def _as_all_market(self, instrument: Instrument, frame: Frame) -> Frame:
         """COIN-M is heard on the USD-M host only inside the all-market streams."""
@@ -203,12 +237,14 @@ class GeneratedMarket:
 
     def _others(self, time_ms: int) -> Iterator[Frame]:
         for instrument in self._order:
+            if self._is_delisted(instrument):
+                continue
             yield from instrument.told_regularly(time_ms)
         for venue in (FUTURES, SPOT):
             yield from self._all_market(venue, time_ms)
 
     def _all_market(self, venue: str, time_ms: int) -> Iterator[Frame]:
-        here = [each for each in self._order if each.listing.venue == venue]
+        here = [each for each in self._order if each.listing.venue == venue and not self._is_delisted(each)]
         if not here:
             return
         with_coin_m = [*here, self._coin_m] if venue == FUTURES and self._coin_m else here

@@ -30,20 +30,30 @@ class Rows:
             del self._rows[:surplus], self._times[:surplus]
             self._first_id += surplus
 
+    @property
+    def oldest_id(self) -> int:
+        """The first id that is still given out."""
+        return self._first_id + self._oldest
+
+    @property
+    def _oldest(self) -> int:
+        """The place of the oldest row that is still given out; those before it only wait to be cut off."""
+        return max(0, len(self._rows) - self._keep)
+
     def from_id(self, identity: int, limit: int, not_before_ms: int) -> list[bytes]:
-        """Rows with at least this id."""
-        start = max(0, identity - self._first_id, bisect_left(self._times, not_before_ms))
+        """Rows from this id on, ascending; from the oldest there is when it is gone, none when it is to come."""
+        start = max(self._oldest, identity - self._first_id, bisect_left(self._times, not_before_ms))
         return self._rows[start : start + limit]
 
     def between(self, start_ms: int, end_ms: int, limit: int) -> list[bytes]:
         """The first rows of a time window, both ends included."""
-        start, stop = bisect_left(self._times, start_ms), bisect_left(self._times, end_ms + 1)
+        start, stop = max(self._oldest, bisect_left(self._times, start_ms)), bisect_left(self._times, end_ms + 1)
         return self._rows[start : min(stop, start + limit)]
 
     def latest(self, limit: int, not_before_ms: int, until_ms: int | None = None) -> list[bytes]:
         """The last rows, or the last up to an instant."""
         stop = len(self._rows) if until_ms is None else bisect_left(self._times, until_ms + 1)
-        start = max(0, stop - limit, bisect_left(self._times, not_before_ms))
+        start = max(self._oldest, stop - limit, bisect_left(self._times, not_before_ms))
         return self._rows[start:stop]
 
 

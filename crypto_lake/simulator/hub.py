@@ -2,7 +2,10 @@
 
 import asyncio
 import struct
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from crypto_lake.simulator.market import Frame, combined
 from crypto_lake.simulator.streams import ALL_MARKET, kind_of, source_of
@@ -12,7 +15,46 @@ MAX_UNREAD_BYTES = 64 * 1024 * 1024
 # A replay waits for its readers from here on: some hundred milliseconds of a busy feed.
 UNREAD_ENOUGH_BYTES = 1024 * 1024
 
-_TEXT, _PING, _PONG = 0x81, 0x89, 0x8A
+# Who does not answer our good-bye within this time is cut off.
+GOOD_BYE_S = 1.0
+
+_TEXT, _CLOSE, _PING, _PONG = 0x81, 0x88, 0x89, 0x8A
+
+
+@dataclass(slots=True)
+class Served:
+    """What became of a connection; times are seconds since 1970, None = it did not come to that."""
+
+    number: int  # in the order of opening, from 1
+    route: str
+    opened_s: float
+    names: dict[str, None] = field(default_factory=dict, repr=False)
+    closed_s: float | None = None
+    half_open_s: float | None = None
+    mute_s: float | None = None
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """All that were ever subscribed, in the order of asking."""
+        return tuple(self.names)
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A message that waits until so many others have passed it."""
+
+    message: bytes
+    behind: int
+
+
+class FrameFaults(Protocol):
+    """What goes wrong with frames on their way."""
+
+    def told(self, frame: Frame) -> Frame:
+        """A frame of the market as the venue tells it to everybody."""
+
+    def deliver(self, connection: "Connection", message: bytes, frame: Frame, name: str) -> None:
+        """One frame for one connection."""
 
 
 class Connection:
@@ -20,8 +62,12 @@ class Connection:
 
     def __init__(self, hub: "Hub", transport: asyncio.Transport, *, route: str, combined: bool) -> None:
         self.route, self.combined = route, combined
+        self.served = Served(hub.next_number(), route, time.time())
         self.closed = asyncio.Event()
         self.sent_frames = 0
+        self._faults, self._is_dumb = hub.faults, False
+        self._opened_s = time.monotonic()
+        self._held: list[Held] = []
         self._hub, self._transport = hub, transport
         self._names: dict[str, None] = {}
         self._pending: list[bytes] = []
@@ -35,6 +81,11 @@ class Connection:
         return tuple(self._names)
 
     @property
+    def age_s(self) -> float:
+        """Since it was opened."""
+        return time.monotonic() - self._opened_s
+
+    @property
     def unread_bytes(self) -> int:
         """What was written and the network has not taken yet."""
         return self._transport.get_write_buffer_size()
@@ -43,6 +94,7 @@ class Connection:
         """Hear a stream, if it exists on this route; a name that does not is remembered and stays silent."""
         if name not in self._names:
             self._names[name] = None
+            self.served.names[name] = None
             self._hub.listen(self, name)
 
     def unsubscribe(self, name: str) -> None:
@@ -51,10 +103,39 @@ class Connection:
             del self._names[name]
             self._hub.leave(self, name)
 
-    def deliver(self, message: bytes) -> None:
-        """Queue one market message for the next `flush`: the place where faults of this connection belong."""
+    def deliver(self, message: bytes, frame: Frame, name: str) -> None:
+        """Queue one market message for the next `flush`, unless something goes wrong with it here."""
+        if self._faults is None:
+            self._pending.append(message)
+            self.sent_frames += 1
+        else:
+            self._faults.deliver(self, message, frame, name)
+
+    def queue(self, message: bytes) -> None:
+        """What `deliver` does when nothing goes wrong."""
         self._pending.append(message)
         self.sent_frames += 1
+
+    def hold(self, message: bytes, behind: int) -> Held:
+        """Keep a message back behind so many others."""
+        self._held.append(Held(message, behind))
+        return self._held[-1]
+
+    def let_go(self) -> None:
+        """One more has passed: queue what has waited for it."""
+        if self._held:
+            for held in self._held:
+                held.behind -= 1
+            for held in [each for each in self._held if each.behind <= 0]:
+                self._held.remove(held)
+                self.queue(held.message)
+
+    def let_go_late(self, held: Held) -> None:
+        """It has waited long enough, if it still waits."""
+        if held in self._held:
+            self._held.remove(held)
+            self.queue(held.message)
+            self.flush()
 
     def reply(self, payload: bytes) -> None:
         """Answer a client's own message, after the market messages before it."""
@@ -75,25 +156,49 @@ class Connection:
             self._write(b"".join(self._pending))
             self._pending.clear()
 
+    def go_dumb(self) -> None:
+        """From now on nothing at all is written, no pong and no good-bye either; TCP stays up."""
+        self._is_dumb = True
+        self.served.half_open_s = time.time()
+
+    @property
+    def is_half_open(self) -> bool:
+        """It was told to `go_dumb`."""
+        return self.served.half_open_s is not None
+
+    def say_good_bye(self, code: int, words: str) -> None:
+        """Close it as the venue does; it is cut off when the client does not answer."""
+        self.flush()
+        self._write(websocket_frame(struct.pack("!H", code) + words.encode(), _CLOSE))
+        self._is_dumb = True
+        asyncio.get_running_loop().call_later(GOOD_BYE_S, self.abort)
+
     def abort(self) -> None:
         """Cut the TCP connection at once, without a closing handshake."""
         self._transport.abort()
 
     def _write(self, piece: bytes) -> None:
-        if not self._transport.is_closing():
+        if not self._is_dumb and not self._transport.is_closing():
             self._transport.write(piece)
 
 
 class Hub:
     """The open connections and their subscriptions."""
 
-    def __init__(self) -> None:
+    def __init__(self, faults: FrameFaults | None = None) -> None:
         self.connections: list[Connection] = []
+        self.served: list[Served] = []
+        self.faults = faults
         self._listeners: dict[tuple[str, str], list[tuple[Connection, str]]] = {}
 
     def open(self, connection: Connection) -> None:
         """From now on it is served."""
         self.connections.append(connection)
+        self.served.append(connection.served)
+
+    def next_number(self) -> int:
+        """Of the connection to come."""
+        return len(self.served) + 1
 
     def close(self, connection: Connection) -> None:
         """It has gone; nothing more is written to it."""
@@ -101,6 +206,7 @@ class Hub:
             self.connections.remove(connection)
             for name in connection.streams:
                 connection.unsubscribe(name)
+            connection.served.closed_s = time.time()
             connection.closed.set()
 
     def listen(self, connection: Connection, name: str) -> None:
@@ -122,12 +228,14 @@ class Hub:
 
     def publish(self, frame: Frame) -> None:
         """Queue a frame for everybody who listens to it."""
+        if self.faults is not None:
+            frame = self.faults.told(frame)
         listeners = self._listeners.get((frame.venue, frame.stream))
         if listeners:
-            _deliver(frame.payload, listeners)
+            _deliver(frame, listeners)
         everything = ALL_MARKET.get(frame.stream[frame.stream.rfind("@") + 1 :])
         if everything and (listeners := self._listeners.get((frame.venue, everything))):
-            _deliver(frame.payload, listeners)
+            _deliver(frame, listeners)
 
     def flush(self) -> None:
         """Write all that was queued."""
@@ -139,14 +247,15 @@ class Hub:
         return (each for each in self.connections if each.unread_bytes > unread_bytes)
 
 
-def _deliver(payload: bytes, listeners: list[tuple[Connection, str]]) -> None:
+def _deliver(frame: Frame, listeners: list[tuple[Connection, str]]) -> None:
     built: dict[str, bytes] = {}
+    payload = frame.payload
     for connection, name in listeners:
         key = name if connection.combined else ""
         message = built.get(key)
         if message is None:
             message = built[key] = websocket_frame(combined(name, payload) if key else payload)
-        connection.deliver(message)
+        connection.deliver(message, frame, name)
 
 
 def websocket_frame(payload: bytes, first_byte: int = _TEXT) -> bytes:

@@ -89,6 +89,9 @@ class Market(Protocol):
     def due(self, now_s: float) -> Iterator[Frame]:
         """The next frames whose time has come by the reading of a monotonic clock."""
 
+    def delist(self, venue: str, symbol: str) -> None:
+        """From now on its streams are silent; REST still has its history, and says that it is not traded."""
+
     async def answer(self, question: Question) -> bytes:
         """The JSON body of a REST answer; raises `Refusal`."""
 

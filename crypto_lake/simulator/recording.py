@@ -156,6 +156,31 @@ def shortened(snapshot: bytes, limit: int) -> bytes:
     return msgspec.json.encode({**fields, **short})
 
 
+def continued(snapshot: bytes, events: Iterable[bytes], limit: int) -> bytes:
+    """A recorded depth snapshot with the depth events behind it applied, at most `limit` levels a side.
+
+    Prices are kept as the venue writes them: in one recording a price has one spelling.
+    """
+    fields = msgspec.json.decode(snapshot)
+    sides = {side: dict(fields[side]) for side in ("bids", "asks")}
+    for payload in events:
+        event = msgspec.json.decode(payload)
+        if event["u"] <= fields["lastUpdateId"]:
+            continue
+        fields["lastUpdateId"] = event["u"]
+        fields |= {name: event[name] for name in ("E", "T") if name in fields}
+        for side, changes in (("bids", event["b"]), ("asks", event["a"])):
+            for price, quantity in changes:
+                if float(quantity):
+                    sides[side][price] = quantity
+                else:
+                    sides[side].pop(price, None)
+    for side, levels in sides.items():
+        best = sorted(levels.items(), key=lambda level: float(level[0]), reverse=side == "bids")
+        fields[side] = best[:limit]
+    return msgspec.json.encode(fields)
+
+
 def venue_of(lines: Iterable[Line]) -> str:
     """Futures or spot, by the data: spot's depth has no `pu`, its trades have an `M`."""
     for line in lines:

@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from crypto_lake.config import FUTURES
@@ -11,7 +12,7 @@ from crypto_lake.simulator import answers
 from crypto_lake.simulator.grid import Grid
 from crypto_lake.simulator.market import BATCH_FRAMES, Frame, Question, Refusal, is_unpaced
 from crypto_lake.simulator.payloads import USD_M, Listing
-from crypto_lake.simulator.recording import Line, Message, lines_of, message_of, shortened, venue_of
+from crypto_lake.simulator.recording import Line, Message, continued, lines_of, message_of, shortened, venue_of
 from crypto_lake.simulator.streams import kind_of
 
 _FINAL_ID = re.compile(rb'"u":(\d+)')
@@ -71,6 +72,9 @@ class ReplayedMarket:
         self._contents = _look_through(lines_of(self._paths), self._venue)
         self._snapshots: dict[Key, bytes] = {}
         self._passed = {key: asyncio.Event() for key in self._contents.snapshots.values()}
+        self._given: set[bytes] = set()
+        self._played = 0
+        self._delisted: set[Key] = set()
         self._origin: tuple[float, int] | None = None
         self._lines = lines_of(self._paths)
         self._ahead = next(self._lines, None)
@@ -113,22 +117,44 @@ class ReplayedMarket:
             if line is None or not self._has_come(line, now_s):
                 return
             self._ahead = next(self._lines, None)
+            self._played += 1
             self.clock_ms = line.received_ns // 1_000_000
             if frame := self._play(line):
                 yield frame
 
+    def delist(self, venue: str, symbol: str) -> None:
+        """What the recording still has of it is passed over."""
+        self._delisted.add((venue, symbol))
+
     async def answer(self, question: Question) -> bytes:
-        """Depth from the newest snapshot that was passed, waiting for the first; symbols from what was seen."""
+        """Depth and the symbols that were seen.
+
+        The newest snapshot that was passed (the first is waited for) is given once as it was recorded; who asks again
+        gets the book as it is now.
+        """
         if question.endpoint == "exchangeInfo":
             listings = (_listing(key, decimals) for key, decimals in self._contents.price_decimals.items())
-            return answers.exchange_info(question, listings, self.clock_ms)
+            return answers.exchange_info(question, listings, self.clock_ms, self._delisted)
         if question.endpoint != "depth":
             raise answers.not_here(question)
         key = (question.venue, question.symbol)
         if key not in self._passed:
             raise Refusal(-1000, f"The recording has no depth snapshot of {question.symbol}.", 404)
         await self._passed[key].wait()
-        return shortened(self._snapshots[key], question.limit)
+        snapshot = self._snapshots[key]
+        if snapshot not in self._given:
+            self._given.add(snapshot)
+            return shortened(snapshot, question.limit)
+        events = self._events_of(f"{question.symbol.lower()}@depth", question.venue)
+        return await asyncio.to_thread(continued, snapshot, events, question.limit)
+
+    def _events_of(self, stream: str, venue: str) -> Iterator[bytes]:
+        """What was played of a stream of depth, read once more."""
+        for line in islice(lines_of(self._paths), self._played):
+            if not line.is_snapshot and (line.venue or self._venue) == venue and b'"depthUpdate"' in line.raw:
+                message = message_of(line.raw, venue)
+                if message and message.stream == stream:
+                    yield message.payload
 
     def _has_come(self, line: Line, now_s: float) -> bool:
         if is_unpaced(self._speed):
@@ -146,6 +172,8 @@ class ReplayedMarket:
             self._passed[key].set()
             return None
         message = message_of(line.raw, venue)
+        if message and (venue, message.stream.rpartition("@")[0].upper()) in self._delisted:
+            return None
         return message and Frame(line.received_ns // 1_000_000, venue, message.stream, message.payload)
 
 

@@ -1,6 +1,7 @@
 """The exchange on loopback: WebSocket and REST on one port, played by a market."""
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -8,13 +9,15 @@ from types import TracebackType
 from typing import Self
 
 import msgspec
-from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
+from aiohttp import ClientConnectionResetError, WSCloseCode, WSMessage, WSMsgType, web
 
 from crypto_lake.config import FUTURES, SPOT
 from crypto_lake.simulator import control
-from crypto_lake.simulator.hub import MAX_UNREAD_BYTES, UNREAD_ENOUGH_BYTES, Connection, Hub
+from crypto_lake.simulator.faults import Faults
+from crypto_lake.simulator.hub import MAX_UNREAD_BYTES, UNREAD_ENOUGH_BYTES, Connection, Hub, Served
 from crypto_lake.simulator.market import Market, Question, Refusal
 from crypto_lake.simulator.rest import ENDPOINTS, Endpoint, TooMuch, WeightMeter, question_of
+from crypto_lake.simulator.scenario import Scenario
 from crypto_lake.simulator.streams import MARKET, PRIVATE, PUBLIC, UNROUTED
 
 # How often the market is asked what is due; short enough that nobody sees the steps, long enough to share a write.
@@ -29,6 +32,7 @@ class Simulator:
     """An exchange on 127.0.0.1 for the time of an `async with`; the same market may be served again later.
 
     The market's clock runs on between two times of being served, as the venue's does while it cannot be reached.
+    `faults.done` tells what the scenario in `faults` has done, `served` what became of every connection.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class Simulator:
         market: Market,
         port: int = 0,
         *,
+        faults: Scenario | None = None,
         ping_every_s: float = 180.0,
         client_messages_per_s: int = 10,
         weight_limits: dict[str, int] | None = None,
@@ -49,7 +54,9 @@ class Simulator:
             venue: WeightMeter(limit, ban_after=ban_after, ban_s=ban_s, clock=clock) for venue, limit in limits.items()
         }
         self._ping_every_s, self._client_messages_per_s = ping_every_s, client_messages_per_s
-        self._hub = Hub()
+        self.faults = Faults(faults or Scenario(), market)
+        self._is_sound = not self.faults.scenario.faults
+        self._hub = Hub(None if self._is_sound else self.faults.frames)
 
     @property
     def ws_url(self) -> str:
@@ -75,6 +82,11 @@ class Simulator:
     def connections(self) -> tuple[Connection, ...]:
         """What is open now."""
         return tuple(self._hub.connections)
+
+    @property
+    def served(self) -> tuple[Served, ...]:
+        """Every connection there ever was, in the order of opening."""
+        return tuple(self._hub.served)
 
     @property
     def used_weight(self) -> dict[str, int]:
@@ -108,12 +120,14 @@ class Simulator:
         self.port = self._runner.addresses[0][1]
         self._player = asyncio.create_task(self._play(), name="market")
         self._pinger = asyncio.create_task(self._ping(), name="pings")
+        self.faults.begin()
+        self._troubles = asyncio.create_task(self.faults.run(self._hub), name="faults")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
     ) -> None:
-        tasks = (self._player, self._pinger)
+        tasks = (self._player, self._pinger, self._troubles)
         for task in tasks:
             task.cancel()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
@@ -181,17 +195,26 @@ class Simulator:
 
     async def _websocket(self, request: web.Request) -> web.StreamResponse:
         names = _names_in(request)
-        socket = web.WebSocketResponse(autoping=False, compress=False, timeout=_CLOSE_TIMEOUT_S)
-        await socket.prepare(request)
-        assert request.transport is not None
         route = next((each for each in (PUBLIC, MARKET, PRIVATE) if request.path.startswith(f"/{each}/")), UNROUTED)
+        if refusal := self.faults.connections.handshake(request, route):
+            return refusal
+        # What a client's good-bye gets for an answer is decided below: one that is half open answers nothing.
+        socket = web.WebSocketResponse(autoping=False, autoclose=False, compress=False, timeout=_CLOSE_TIMEOUT_S)
+        try:
+            await socket.prepare(request)
+        except ClientConnectionResetError:
+            return socket  # gone before it was answered
+        assert request.transport is not None
         is_combined = request.path.removeprefix(f"/{route}" if route else "") == "/stream"
         connection = Connection(self._hub, request.transport, route=route, combined=is_combined)
         self._hub.open(connection)
         try:
             for name in names:
                 connection.subscribe(name)
+            self.faults.connections.opened(connection)
             await self._converse(socket, connection)
+            if connection.is_half_open:
+                await _gone(request)
         finally:
             self._hub.close(connection)
         return socket
@@ -201,6 +224,8 @@ class Simulator:
         heard: deque[float] = deque(maxlen=self._client_messages_per_s + 1)
         loop = asyncio.get_running_loop()
         async for message in socket:
+            if connection.is_half_open:
+                continue
             heard.append(loop.time())
             if len(heard) == heard.maxlen and heard[-1] - heard[0] < 1.0:
                 self._hub.close(connection)
@@ -214,6 +239,8 @@ class Simulator:
         endpoint = ENDPOINTS[request.path]
         meter = self.meters[endpoint.venue]
         try:
+            if not self._is_sound and (instead := await self.faults.answers.instead(endpoint, request.query)):
+                return instead
             body = await self._answer(endpoint, request, meter)
             return web.Response(body=body, content_type="application/json", headers=_used(meter))
         except Refusal as refusal:
@@ -225,11 +252,21 @@ class Simulator:
             question = question_of(endpoint, request.query, self.market)
         finally:
             meter.charge(1 if question is None else endpoint.weigh(question))
-        if endpoint.name == "ping":
+        body = await self._plain_answer(question)
+        return body if self._is_sound else self.faults.answers.altered(question, body)
+
+    async def _plain_answer(self, question: Question) -> bytes:
+        if question.endpoint == "ping":
             return b"{}"
-        if endpoint.name == "time":
+        if question.endpoint == "time":
             return b'{"serverTime":%d}' % self.market.clock_ms
         return await self.market.answer(question)
+
+
+async def _gone(request: web.Request) -> None:
+    """The client has given up its end of TCP."""
+    while (transport := request.transport) is not None and not transport.is_closing():  # noqa: ASYNC110 - as above
+        await asyncio.sleep(_CLOSE_TIMEOUT_S / 20)
 
 
 def _names_in(request: web.Request) -> list[str]:
@@ -257,6 +294,6 @@ def _used(meter: WeightMeter) -> dict[str, str]:
 def _refused(refusal: Refusal, meter: WeightMeter) -> web.Response:
     headers = _used(meter)
     if isinstance(refusal, TooMuch):
-        headers["Retry-After"] = str(int(refusal.retry_after_s) + 1)
+        headers["Retry-After"] = str(math.ceil(refusal.retry_after_s))
     body = msgspec.json.encode({"code": refusal.code, "msg": str(refusal)})
     return web.Response(status=refusal.status, body=body, content_type="application/json", headers=headers)

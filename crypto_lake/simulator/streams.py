@@ -11,6 +11,12 @@ _PUBLIC_KINDS = frozenset({"depth", "depth5", "depth10", "depth20", "bookTicker"
 _DEPTH_SPEEDS = frozenset({None, "0ms", "100ms", "250ms", "500ms"})
 _FUTURES_ONLY = frozenset({"markPrice", "forceOrder"})
 
+# What `kind_of` gives for the streams that are there: names of kinds for those who choose among streams.
+STREAM_KINDS = (
+    *("aggTrade", "trade", "depth", "depth5", "depth10", "depth20", "bookTicker", "forceOrder", "markPrice"),
+    *("ticker", "miniTicker", "kline_1m", "!ticker@arr", "!miniTicker@arr", "!markPrice@arr"),
+)
+
 # All-market streams whose messages are those of the single symbols; the `arr` in the name of the first is a lie.
 ALL_MARKET = {"forceOrder": "!forceOrder@arr", "bookTicker": "!bookTicker"}
 

@@ -44,10 +44,26 @@ class Sink(Protocol):
         """Commits rows made from the records between two positions. Raises `CommitFailed`, `CommitUnknown`."""
 
     def marks(self, dataset: Dataset, groups: pl.DataFrame) -> pl.DataFrame:
-        """The highest value of the dataset's order column per group, for groups that have rows."""
+        """Per group that has rows: the highest value of the dataset's order column, and as `newest` the latest time."""
 
     def known(self, dataset: Dataset, rows: pl.DataFrame) -> pl.DataFrame:
         """The keys among those of `rows` that the table holds."""
 
+    def rows(self, table: Dataset, /, **equals: str) -> pl.DataFrame:
+        """The rows of a small table whose columns have these values."""
+
     def was_changed_by_others(self, dataset: Dataset) -> bool:
         """Whether somebody else added rows since the last commit made here."""
+
+
+def marks_of(dataset: Dataset) -> list[pl.Expr]:
+    """What `Sink.marks` says of a group of rows."""
+    assert dataset.order is not None
+    return [pl.col(dataset.order).max(), pl.col("time").max().alias("newest")]
+
+
+def no_marks(dataset: Dataset) -> list[pl.Expr]:
+    """The columns of `marks_of`, empty."""
+    assert dataset.order is not None
+    order = pl.lit(None, dataset.schema[dataset.order]).alias(dataset.order)
+    return [order, pl.lit(None, dataset.schema["time"]).alias("newest")]

@@ -1,6 +1,6 @@
 """Delta tables: rows and the journal position that they pay for, in one commit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from crypto_lake.config import ConfigError
 from crypto_lake.models import Dataset
 from crypto_lake.models.dataset import TIME
-from crypto_lake.writers import CommitConflict, CommitFailed, CommitUnknown, StoreAway
+from crypto_lake.writers import CommitConflict, CommitFailed, CommitUnknown, StoreAway, marks_of, no_marks
 
 PARTITION: Final = "date"
 # A fact and its repetition may fall on two sides of midnight where the venue gives no time and ours stands in.
@@ -108,13 +108,12 @@ class Lake:
         self._versions[dataset.name] = table.version()
 
     def marks(self, dataset: Dataset, groups: pl.DataFrame) -> pl.DataFrame:
-        """The highest value of the order column per group, for groups that have rows.
+        """The highest value of the order column per group and the newest time, for groups that have rows.
 
         Walks the days from the newest back until every group has shown itself: order and time rise together.
         """
-        assert dataset.order is not None
         within = list(dataset.within)
-        found = groups.clear().with_columns(pl.lit(None, dataset.schema[dataset.order]).alias(dataset.order))
+        found = groups.clear().with_columns(no_marks(dataset))
         with _failing(dataset):
             table = self._there(dataset)
             rows = pl.scan_delta(table)
@@ -125,7 +124,7 @@ class Lake:
                 of_day = rows.filter(
                     pl.col(PARTITION) == pl.lit(day).str.to_date(), pl.col("symbol").is_in(missing["symbol"].implode())
                 )
-                best = of_day.group_by(within).agg(pl.col(dataset.order).max()).collect()
+                best = of_day.group_by(within).agg(marks_of(dataset)).collect()
                 found = pl.concat([found, best.join(missing, on=within, how="semi").select(found.columns)])
         return found
 
@@ -142,6 +141,12 @@ class Lake:
                 order = rows[dataset.order]
                 near = near.filter(pl.col(dataset.order).is_between(order.min(), order.max()))
             return near.select(key).join(rows.select(key).lazy(), on=key, how="semi").unique().collect()
+
+    def rows(self, table: Dataset, /, **equals: str) -> pl.DataFrame:
+        """The rows of a small table whose columns have these values."""
+        with _failing(table):
+            held = pl.scan_delta(self._there(table)).filter(*_equal(equals))
+            return held.select(*table.schema).collect()
 
     def was_changed_by_others(self, dataset: Dataset) -> bool:
         """Whether a commit that was not made here added rows; compacting adds none."""
@@ -183,6 +188,10 @@ class Lake:
             failure = CommitConflict if isinstance(error, CommitFailedError) else CommitFailed
             raise failure(f"{dataset.name}: {_reason(error)}") from error
         return table
+
+
+def _equal(values: Mapping[str, str]) -> list[pl.Expr]:
+    return [pl.col(name) == value for name, value in values.items()]
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from crypto_lake.config import ConfigError
 from crypto_lake.journal import sync_directory
 from crypto_lake.models import Dataset
 from crypto_lake.models.dataset import TIME
-from crypto_lake.writers import CommitFailed, StoreAway
+from crypto_lake.writers import CommitFailed, StoreAway, marks_of, no_marks
 
 PARTITION: Final = "date"
 POSITIONS: Final = ".positions"
@@ -96,17 +96,16 @@ class Files:
         self._mine.add(_safe(app))
 
     def marks(self, dataset: Dataset, groups: pl.DataFrame) -> pl.DataFrame:
-        """The highest value of the order column per group, for groups that have rows."""
-        assert dataset.order is not None
+        """The highest value of the order column per group and the newest time, for groups that have rows."""
         within = list(dataset.within)
-        found = groups.clear().with_columns(pl.lit(None, dataset.schema[dataset.order]).alias(dataset.order))
+        found = groups.clear().with_columns(no_marks(dataset))
         for day in sorted((self.root / dataset.name).glob(f"{PARTITION}=*"), reverse=True):
             missing = groups.join(found, on=within, how="anti")
             if missing.is_empty():
                 break
             rows = self._scan(dataset, [day])
             with _failing(dataset):
-                best = rows.group_by(within).agg(pl.col(dataset.order).max()).collect()
+                best = rows.group_by(within).agg(marks_of(dataset)).collect()
             found = pl.concat([found, best.join(missing, on=within, how="semi").select(found.columns)])
         return found
 
@@ -119,6 +118,14 @@ class Files:
         with _failing(dataset):
             held = self._scan(dataset, [folder for folder in folders if folder.exists()])
             return held.select(key).join(rows.select(key).lazy(), on=key, how="semi").unique().collect()
+
+    def rows(self, table: Dataset, /, **equals: str) -> pl.DataFrame:
+        """The rows of a small table whose columns have these values."""
+        day = pl.col(table.partition).dt.date().alias(PARTITION)
+        conditions = [pl.col(name) == value for name, value in equals.items()]
+        with _failing(table):
+            held = self._scan(table, sorted((self.root / table.name).glob(f"{PARTITION}=*"))).filter(*conditions)
+            return held.with_columns(day).select(*table.schema).collect()
 
     def was_changed_by_others(self, dataset: Dataset) -> bool:
         """Whether another writer's position has moved since the last look."""

@@ -9,7 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crypto_lake.config import ConfigError
-from crypto_lake.journal import FRAME, OPENED, Journal, backlog, end_of, read, read_all, segments
+from crypto_lake.journal import (
+    ALIVE,
+    CLOSED,
+    FRAME,
+    LAPSE,
+    OPENED,
+    RESPONSE,
+    Journal,
+    backlog,
+    end_of,
+    read,
+    read_all,
+    segments,
+)
 from crypto_lake.journal.record import MARK_BYTES, pack, scan
 from crypto_lake.models.frame import Records
 
@@ -205,3 +218,30 @@ def test_a_second_writer_is_told_so(tmp_path: Path) -> None:
         Journal(tmp_path)
     journal.close()
     Journal(tmp_path).close()
+
+
+def test_a_journal_knows_when_each_origin_was_heard_last(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    assert journal.heard_us(b"a") is None
+    for kind, origin, time_us in ((FRAME, b"a", 10), (ALIVE, b"a", 20), (LAPSE, b"a", 30), (RESPONSE, b"b", 25)):
+        journal.append(kind, origin, b"{}", time_us)
+    journal.append(CLOSED, b"b", b"{}", 40)
+    journal.close()
+    journal = Journal(tmp_path)  # a run that hears nothing
+    journal.append(OPENED, b"a", b"{}", 50)
+    journal.close()
+    again = Journal(tmp_path)
+    assert [again.heard_us(origin) for origin in (b"a", b"b", b"c")] == [20, 25, None]
+    again.close()
+
+
+def test_a_torn_record_was_not_heard(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    fill(journal, [b"first", b"second"])
+    journal.close()
+    (segment,) = segments(tmp_path)
+    os.truncate(segment.path, segment.path.stat().st_size - 1)
+    again = Journal(tmp_path)
+    assert again.cut_bytes > 0
+    assert again.heard_us(ORIGIN) == 1_700_000_000_000_000
+    again.close()

@@ -14,7 +14,9 @@ from crypto_lake.monitoring.health import BACKLOG_BYTES, Drain, Feed, Health, Pr
 NOW_S = 10_000.0
 FINE = Feed(heard_s=NOW_S - 1, silence_s=30)
 SILENT = Feed(heard_s=NOW_S - 31, silence_s=30)
-QUIET = Feed(heard_s=NOW_S - 5000, silence_s=None)
+QUIET = Feed(heard_s=NOW_S - 5000, silence_s=None, open=1, wanted=2, messages=7, repeats=5, lapses=1)
+DEAD = Feed(heard_s=NOW_S - 1, silence_s=30, silent=("a@trade", "b@trade", "c@trade", "d@trade"))
+SHEDDING = Feed(heard_s=NOW_S - 1, silence_s=30, is_shedding=True, shed=1234)
 WORKING = Drain(committed_s=NOW_S - 9, backlog_bytes=5000)
 
 
@@ -25,7 +27,17 @@ def progress(**said: Any) -> Progress:
 def test_a_recorder_that_hears_and_commits_is_ok() -> None:
     health = judge(progress(feeds={"f": FINE, "q": QUIET}, drains={"d": WORKING}), now_s=NOW_S)
     assert (health.status, health.reasons) == ("ok", ())
-    assert health.details["feeds"]["q"] == {"heard_s_ago": 5000}
+    assert health.details["feeds"]["q"] == {
+        "heard_s_ago": 5000,
+        "connections": 1,
+        "connections_wanted": 2,
+        "messages": 7,
+        "repeats": 5,
+        "lapses": 1,
+        "shed": 0,
+        "silent": [],
+    }
+    assert health.details["load_level"] == 0
     assert health.details["drains"]["d"] == {"committed_s_ago": 9, "backlog_bytes": 5000}
 
 
@@ -33,6 +45,11 @@ def test_a_recorder_that_hears_and_commits_is_ok() -> None:
     ("said", "reason"),
     [
         ({"feeds": {"f": FINE, "s": SILENT}}, "s: silent for 31 s"),
+        ({"feeds": {"f": DEAD}}, "f: 4 streams are silent: a@trade, b@trade, c@trade, ..."),
+        (
+            {"feeds": {"f": SHEDDING}, "load_level": 1, "load_reason": "the disk is slow"},
+            "f: messages are given up, 1,234 so far: the disk is slow",
+        ),
         ({"store_failing_since_s": NOW_S - 600}, "the store has been failing for 600 s; the journal keeps everything"),
         ({"drains": {"d": Drain(committed_s=NOW_S - 121, backlog_bytes=1)}}, "d: no commit for 121 s"),
         ({"drains": {"d": Drain(committed_s=NOW_S - 1, backlog_bytes=2 * BACKLOG_BYTES)}}, "d: 512 MiB wait"),

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from crypto_lake.config import ALL_SYMBOLS, FUTURES, SPOT, ConfigError, Settings
 from crypto_lake.connections.rest import Rest
-from crypto_lake.journal import CLOSED, FRAME, OPENED, RESPONSE, Journal, read_all
+from crypto_lake.journal import ALIVE, CLOSED, FRAME, LAPSE, OPENED, RESPONSE, Journal, read_all
 from crypto_lake.models import DATASETS
 from crypto_lake.services.collect import Feed, Policy, keep, plan
 from crypto_lake.services.markets import Wanted, chosen, parse
@@ -62,8 +62,16 @@ def test_each_dataset_goes_to_its_route() -> None:
 def test_all_symbols_are_one_stream_where_the_venue_has_one() -> None:
     (every,) = planned("liquidation", ALL_SYMBOLS)
     assert every.streams == ("!forceOrder@arr", "btcusdt@markPrice@1s")
+    assert every.symbols == {"!forceOrder@arr": ("BTCUSDT", "ETHUSDT", "*")}
     (named,) = planned("liquidation", "ETHUSDT")
+    assert named.symbols == {"ethusdt@forceOrder": ("ETHUSDT",)}
     assert named.streams == ("ethusdt@forceOrder", "ethusdt@markPrice@1s")
+
+
+def test_a_feed_has_the_same_name_in_the_journal_until_other_streams_are_wanted() -> None:
+    (one,), (again,), (more,) = (planned("agg_trade", symbols) for symbols in ("BTCUSDT", "BTCUSDT", "BTCUSDT,ETHUSDT"))
+    assert one.origin == again.origin != more.origin
+    assert one.origin.startswith(b"binance-futures agg_trade 0 ")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +210,7 @@ async def test_a_pulse_keeps_a_quiet_feed_alive_and_is_not_recorded(
         stop.set()
         await task
     journal.flush()
-    assert [r.kind for r in read_all(journal.directory)] == [OPENED, CLOSED]
+    assert [r.kind for r in read_all(journal.directory)] == [OPENED, LAPSE, CLOSED, ALIVE]
 
 
 async def test_a_closed_gate_leaves_the_data_with_the_venue(

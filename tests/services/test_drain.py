@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import pytest
 from crypto_lake.config import ConfigError
 from crypto_lake.journal import FRAME, RESPONSE, Journal, segments
 from crypto_lake.models import DATASETS, Dataset
+from crypto_lake.models.frame import LAPSE, Lapse
+from crypto_lake.models.gap import GAP
+from crypto_lake.models.quality import QUALITY
 from crypto_lake.models.rejected import REJECTED
 from crypto_lake.query import read
 from crypto_lake.services.drain import Drain
@@ -32,6 +36,10 @@ def trade(number: int, *, symbol: str = "BTCUSDT", time_ms: int | None = None) -
     return json.dumps({"stream": f"{symbol.lower()}@aggTrade", "data": data}).encode()
 
 
+def received_us(at_s: float) -> int:
+    return NOON_MS * 1000 + int(at_s * 1e6)
+
+
 class Bench:
     """A journal, a sink, and drains between them."""
 
@@ -39,18 +47,48 @@ class Bench:
         self.root, self.folder, self.form, self.dataset = home / "tables", home / "journal", form, dataset
         self.journal = Journal(self.folder)
 
-    def write(self, *payloads: bytes) -> None:
+    def write(self, *payloads: bytes, at_s: float = 0) -> None:
         for payload in payloads:
-            self.journal.append(FRAME, b"binance-futures x", payload, NOON_MS * 1000)
+            self.journal.append(FRAME, b"binance-futures x", payload, received_us(at_s))
         self.journal.flush()
+
+    def write_page(self, *ids: int) -> None:
+        """An answer to a request for trades from an id on."""
+        rows = [json.loads(trade(each))["data"] for each in ids]
+        body = json.dumps([{name: row[name] for name in "apqflTm"} for row in rows]).encode()
+        origin = f"binance-futures /fapi/v1/aggTrades?symbol=BTCUSDT&fromId={ids[0]}&limit=1000"
+        self.journal.append(RESPONSE, origin.encode(), body, received_us(0))
+        self.journal.flush()
+
+    def gaps(self) -> list[tuple[int | None, int | None, str, str]]:
+        """First id, last id, reason and state of the newest row of each hole, by id."""
+        if not any((self.root / GAP.name).glob("date=*")):
+            return []
+        newest = self.rows(GAP).sort("state_time").unique(GAP.key, keep="last", maintain_order=True)
+        return newest.sort("first_id").select("first_id", "last_id", "reason", "state").rows()
 
     def sink(self) -> Sink:
         sink = sink_of(self.form, str(self.root))  # type: ignore[arg-type]
         check(sink, [self.dataset])
         return sink
 
-    def drain(self, sink: Sink | None = None, *, batch_messages: int = 1000, app: str = "me") -> Drain:
-        return Drain(self.dataset, self.folder, sink or self.sink(), collector=app, batch_messages=batch_messages)
+    def drain(
+        self,
+        sink: Sink | None = None,
+        *,
+        batch_messages: int = 1000,
+        app: str = "me",
+        clock: Callable[[], float] = lambda: 3600.0,
+    ) -> Drain:
+        """By its clock it is an hour past noon: nothing is waited for."""
+        return Drain(
+            self.dataset,
+            self.folder,
+            sink or self.sink(),
+            collector=app,
+            batch_messages=batch_messages,
+            clock_us=lambda: received_us(clock()),
+        )
 
     def rows(self, dataset: Dataset | None = None) -> pl.DataFrame:
         return read((dataset or self.dataset).name, root=str(self.root)).collect()
@@ -312,3 +350,141 @@ def test_files_do_not_go_where_a_delta_table_is(tmp_path: Path) -> None:
     Bench(tmp_path, "delta").sink()
     with pytest.raises(ConfigError, match="is a Delta table already"):
         sink_of("parquet", str(tmp_path / "tables")).check(AGG_TRADE)
+
+
+def test_missing_ids_are_a_row_of_gap_in_every_sink(bench: Bench) -> None:
+    bench.write(trade(1), trade(2), trade(6))
+    done = bench.drain().step()
+    assert bench.gaps() == [(3, 5, "sequence", "open")]
+    assert [hole.ids for hole in done.revealed] == [(3, 5)]
+    bench.write(trade(7))
+    bench.drain().run_dry()  # a restart says nothing twice
+    assert bench.rows(GAP).height == 1
+
+
+def test_what_is_fetched_fills_the_gap_and_what_the_venue_lacks_is_unfillable(bench: Bench) -> None:
+    bench.write(trade(1), trade(9))
+    drain = bench.drain()
+    drain.step()
+    assert [hole.ids for hole in drain.open_holes] == [(2, 8)]
+    bench.write_page(1, 2, 3, 6)
+    drain = bench.drain()  # after a restart: the table remembers what is open
+    drain.step()
+    assert bench.gaps() == [
+        (2, 3, "sequence", "filled"), (4, 5, "venue", "unfillable"), (6, 6, "sequence", "filled"),
+        (7, 8, "sequence", "open"),
+    ]  # fmt: skip
+    assert bench.ids() == [1, 2, 3, 6, 9]
+    rows = bench.rows().sort("agg_trade_id")
+    assert rows["source"].to_list() == ["live", "rest", "rest", "rest", "live"]
+    assert [hole.ids for hole in drain.open_holes] == [(7, 8)]
+
+
+def test_a_jump_waits_for_what_may_only_be_out_of_order(bench: Bench) -> None:
+    now_s = 10.0
+    drain = bench.drain(clock=lambda: now_s)
+    bench.write(trade(1), trade(2), trade(5), trade(6), at_s=10)
+    assert drain.step().rows == 2, "what comes before the jump need not wait"
+    assert drain.step().rows == 0
+    bench.write(trade(3), trade(4), at_s=11)
+    assert drain.step().rows == 4
+    assert bench.gaps() == []
+    bench.write(trade(9), at_s=11)
+    assert drain.step().rows == 0
+    now_s = 15.0
+    assert drain.step().rows == 1
+    assert bench.gaps() == [(7, 8, "sequence", "open")]
+    bench.write(trade(8), at_s=15)
+    drain.step()
+    assert bench.gaps() == [(7, 7, "sequence", "open"), (8, 8, "sequence", "filled")]
+
+
+def test_a_batch_that_ends_between_two_rows_out_of_order_shows_no_gap(delta: Bench) -> None:
+    delta.write(trade(1), trade(3))
+    delta.write(trade(2), trade(4), at_s=1)
+    delta.drain(batch_messages=2).run_dry()
+    assert delta.gaps() == []
+    assert delta.ids() == [1, 2, 3, 4]
+
+
+def test_a_restart_is_a_gap_from_the_last_row_to_the_first_new_one(delta: Bench) -> None:
+    delta.write(trade(1))
+    delta.drain().run_dry()
+    lapse = Lapse(["BTCUSDT"], "restart", received_us(1), received_us(50))
+    delta.journal.append(LAPSE, b"binance-futures x", json.dumps(
+        {"symbols": lapse.symbols, "reason": lapse.reason, "from_us": lapse.from_us, "to_us": lapse.to_us}
+    ).encode(), received_us(50))  # fmt: skip
+    delta.write(trade(4), at_s=50)
+    delta.drain().run_dry()
+    assert delta.gaps() == [(None, None, "restart", "filled"), (2, 3, "restart", "open")]
+
+
+def test_prints_that_are_no_trades_use_an_id_that_is_no_hole(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "delta", DATASETS["trade"])
+    for number, fill in ((1, "MARKET"), (2, "NA"), (3, "MARKET")):
+        data = {
+            "e": "trade", "E": NOON_MS, "T": NOON_MS, "s": "BTCUSDT", "t": number, "p": "1", "q": "1", "X": fill,
+            "m": True,
+        }  # fmt: skip
+        bench.write(json.dumps({"stream": "btcusdt@trade", "data": data}).encode())
+    bench.drain().run_dry()
+    assert bench.gaps() == [(2, 2, "venue", "unfillable")]
+    assert bench.rows(REJECTED).height == 1
+    bench.journal.close()
+
+
+def test_a_row_that_fails_a_check_is_rejected_found_and_asked_for(delta: Bench) -> None:
+    bad = trade(2).replace(b'"p": "1.5"', b'"p": "-1.5"')
+    delta.write(trade(1), bad, trade(3))
+    drain = delta.drain()
+    assert drain.step().rejected == 1
+    assert delta.ids() == [1, 3]
+    assert delta.rows(REJECTED)["payload"].to_list() == [bad.decode()]
+    assert delta.rows(QUALITY).filter(pl.col("check") == "price_nonpositive")["first_id"].to_list() == [2]
+    assert [hole.ids for hole in drain.open_holes] == [(2, 2)]
+    delta.write_page(1, 2, 3)
+    drain.step()
+    assert delta.gaps() == [(2, 2, "venue", "filled")]
+    assert delta.ids() == [1, 2, 3]
+
+
+def test_a_price_that_is_no_number_is_a_null_field(delta: Bench) -> None:
+    delta.write(trade(1), trade(2).replace(b'"p": "1.5"', b'"p": "one"'))
+    delta.drain().run_dry()
+    assert delta.rows(REJECTED).height == 1
+    assert delta.rows(QUALITY).select("check", "symbol", "severity").rows() == [("null_field", "BTCUSDT", "error")]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_is_lost_and_wherever_a_commit_fails_the_gaps_name_what_is_missing(delta: Bench, seed: int) -> None:
+    rng = random.Random(seed)
+    sink, sent = delta.sink(), iter(range(1, 10_000))
+    append = sink.append
+
+    def failing(*args: Any, **kwargs: Any) -> None:
+        if rng.random() < 0.2:
+            raise CommitFailed("the store is away")
+        append(*args, **kwargs)
+        if rng.random() < 0.1:
+            raise CommitFailed("the process died behind its commit")
+
+    sink.append = failing  # type: ignore[method-assign]
+    drain = delta.drain(sink, batch_messages=7)
+    for moment in range(40):
+        ids = [next(sent) for _ in range(rng.randrange(1, 9))]
+        kept = [each for each in ids if each == 1 or rng.random() > 0.2]
+        rng.shuffle(kept)
+        delta.write(*map(trade, kept), at_s=moment * 5)
+        if rng.random() < 0.3 and drain.open_holes:
+            first, last = drain.open_holes[0].ids
+            delta.write_page(*range(max(1, first - 1), last + 2))
+        try:
+            drain.step()
+        except CommitFailed:
+            drain = delta.drain(sink, batch_messages=rng.randrange(3, 30))
+    sink.append = append  # type: ignore[method-assign]
+    delta.drain(sink).run_dry()
+    held = delta.ids()
+    assert len(held) == len(set(held))
+    missing = {id_ for first, last, _, state in delta.gaps() if state != "filled" for id_ in range(first, last + 1)}
+    assert missing == set(range(1, max(held) + 1)) - set(held)

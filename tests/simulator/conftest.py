@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -52,10 +53,18 @@ class Talk:
     async def closed(self, socket: ClientConnection) -> ConnectionClosed:
         """How it ended; what came before is passed over."""
         try:
-            while True:
+            for _ in self.tries():
                 await self.received(socket)
         except ConnectionClosed as closed:
             return closed
+        raise AssertionError("unreachable")
+
+    def tries(self) -> Iterator[None]:
+        """As many as there is time for; when it is over, what was waited for has not come, and the test fails."""
+        until = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until:
+            yield
+        pytest.fail(f"not within {PATIENCE_S} s")
 
     async def patiently(self, awaitable: Any) -> Any:
         """Its result, within the time that everything here has."""

@@ -172,6 +172,26 @@ def test_the_mix_is_what_was_asked_for() -> None:
     assert 20 <= sum(levels) / len(levels) <= 40
 
 
+def test_rates_make_symbols_uneven() -> None:
+    rates = {"BTCUSDT": 100, f"{FUTURES}:ETHUSDT": 1 / 60}
+    market = GeneratedMarket(
+        ("BTCUSDT", "ETHUSDT", "COIN"), (), rate=2, rates=rates, mix={"aggTrade": 1}, with_others=False, record=True
+    )
+    played(market, 102 * 1_200)
+    counts = {symbol: len(market.sent(FUTURES, "aggTrade", symbol)) for symbol in market.symbols(FUTURES)}
+    assert counts["BTCUSDT"] == pytest.approx(100 * 1_200, rel=0.02)
+    assert counts["ETHUSDT"] == pytest.approx(20, abs=13)
+    assert counts["COIN"] == pytest.approx(2 * 1_200, rel=0.15)
+    assert market.clock_ms - market.start_ms == pytest.approx(1_200_000, rel=0.01)
+
+
+def test_equal_rates_are_the_market_without_rates() -> None:
+    symbols = {f"{FUTURES}:BTCUSDT": 250, f"{FUTURES}:ETHUSDT": 250}
+    even = a_market(futures=("BTCUSDT", "ETHUSDT"), spot=(), rate=500)
+    same = a_market(futures=("BTCUSDT", "ETHUSDT"), spot=(), rate=1, rates=symbols)
+    assert played(same, 2_000) == played(even, 2_000)
+
+
 def test_a_total_ends_the_market() -> None:
     market = a_market(total=100)
     assert len(played(market, 10_000)) < 1_000

@@ -124,11 +124,28 @@ async def test_futures_reach_back_48_hours_of_the_market_clock_and_spot_further(
     assert spot[0]["T"] < oldest_ms
 
 
-async def test_what_rest_remembers_is_bounded() -> None:
-    market = a_market(60_000, mix={"aggTrade": 1}, with_others=False, history=1_000)
-    rows = market.instrument(FUTURES, "BTCUSDT").agg_trades
-    assert 1_000 <= len(rows.from_id(0, 10_000, 0)) <= 1_250
-    assert json.loads(rows.from_id(0, 10_000, 0)[-1])["a"] == rows.next_id - 1
+@pytest.mark.parametrize(("venue", "path"), [(FUTURES, "/fapi/v1/aggTrades"), (SPOT, "/api/v3/aggTrades")])
+async def test_rest_has_the_newest_trades_and_an_id_before_them_gives_the_oldest_of_these(
+    talk: Any, venue: str, path: str
+) -> None:
+    market = a_market(20_000, mix={"aggTrade": 1}, with_others=False, history=1_000)
+    newest = json.loads(market.sent(venue, "aggTrade", "BTCUSDT")[-1])["a"]
+    first = json.loads(market.sent(venue, "aggTrade", "BTCUSDT")[0])["a"]
+    assert newest - first > 1_300
+    async with Simulator(market) as exchange:
+        for from_id, limit, expected in (
+            (0, 1000, range(newest - 999, newest + 1)),
+            (first, 3, range(newest - 999, newest - 996)),
+            (newest - 999, 2, range(newest - 999, newest - 997)),
+            (newest - 10, 5, range(newest - 10, newest - 5)),
+            (newest, 5, [newest]),
+            (newest + 1, 5, []),
+            (newest + 10**9, 5, []),
+        ):
+            _, rows, _ = await talk.got(exchange.rest_url + path, symbol="BTCUSDT", fromId=from_id, limit=limit)
+            assert [row["a"] for row in rows] == list(expected)
+        _, rows, _ = await talk.got(exchange.rest_url + path, symbol="BTCUSDT", startTime=0, limit=1)
+        assert rows[0]["a"] == newest - 999
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,212 @@
+"""Reports as files: a validation as JSON, Markdown or HTML, coverage as a heat map."""
+
+import html
+from collections.abc import Callable, Iterator
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import polars as pl
+
+from crypto_lake.config import ConfigError
+from crypto_lake.models.coverage import COMPLETE, DIFFERS, INCOMPLETE, UNVERIFIABLE
+from crypto_lake.query import Report
+
+REPORTS: Final = (".json", ".md", ".html")
+PICTURES: Final = (".png", ".html")
+COLOURS: Final = {COMPLETE: "#2a9d8f", UNVERIFIABLE: "#b8b8b8", DIFFERS: "#e9c46a", INCOMPLETE: "#c1121f"}
+NO_DAY: Final = "#ffffff"
+STYLE: Final = """body{font:14px system-ui,sans-serif;margin:2em;color:#264653}
+table{border-collapse:collapse;margin:1em 0}
+td,th{padding:2px 8px;border-bottom:1px solid #ddd;text-align:left;white-space:nowrap}td.number{text-align:right}
+.error,.degraded,.missing{color:#c1121f}.warn,.pending{color:#b07d00}.available{color:#2a9d8f}
+table.calendar td{padding:0;border:1px solid #fff;min-width:10px;height:16px}table.calendar th{border:0}"""
+
+
+def check_ending(option: str, path: Path, endings: tuple[str, ...]) -> None:
+    """Raises `ConfigError` when the ending does not say what the file becomes: before the long work, not after it."""
+    if path.suffix not in endings:
+        raise ConfigError(f"{option} {path}: the ending says what it becomes: {', '.join(endings)}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{option} {path}: there is no folder {path.parent}")
+
+
+def write_validation(report: Report, path: Path) -> None:
+    """The whole report, in the form that the ending says. Raises `ConfigError`."""
+    forms: dict[str, Callable[[Report], str]] = {".json": as_json, ".md": _markdown, ".html": _html}
+    _write("--report", path, forms[path.suffix](report))
+
+
+def as_json(report: Report) -> str:
+    """The report for programs: counts, tables, days, findings."""
+    facts = {
+        "root": report.root,
+        "level": report.level,
+        "checked_time": report.checked_time,
+        "errors": report.errors,
+        "warnings": report.warnings,
+        **{name: frame.to_dicts() for name, frame in _parts(report)},
+    }
+    return msgspec.json.format(msgspec.json.encode(facts)).decode()
+
+
+def headline(report: Report) -> str:
+    """The result in a sentence."""
+    errors, warnings = _counted(report.errors, "error"), _counted(report.warnings, "warning")
+    return f"{report.level}: {_counted(report.tables.height, 'table')}, {errors}, {warnings}"
+
+
+def draw_coverage(found: pl.DataFrame, path: Path) -> None:
+    """A heat map of days: a line per dataset and symbol. Raises `ConfigError`, also where matplotlib is missing."""
+    if path.suffix == ".html":
+        _write("--out", path, _coverage_html(found))
+    else:
+        _coverage_png(found, path)
+
+
+def lines(found: pl.DataFrame) -> Iterator[tuple[str, dict[date, dict[str, Any]]]]:
+    """Coverage, a line per dataset, venue and symbol: its name, and its days."""
+    for (dataset, venue, symbol), part in found.group_by("dataset", "venue", "symbol", maintain_order=True):
+        yield f"{dataset} {venue}:{symbol}", {row["date"]: row for row in part.iter_rows(named=True)}
+
+
+def days_of(found: pl.DataFrame) -> list[date]:
+    """Every day from the first of any line to the last."""
+    first, last = found.select(pl.col("date").min().alias("first"), pl.col("date").max().alias("last")).row(0)
+    return list(pl.date_range(first, last, eager=True))
+
+
+def _parts(report: Report) -> list[tuple[str, pl.DataFrame]]:
+    parts = [("tables", report.tables), ("counts", report.counts), ("findings", report.findings)]
+    return parts if report.level == "quick" else [*parts, ("days", report.days)]
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def _write(option: str, path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise ConfigError(f"{option} {path}: cannot be written: {error.strerror}") from None
+
+
+# Markdown and HTML
+
+
+def _markdown(report: Report) -> str:
+    text = f"# Validation of {report.root}\n\n{headline(report)}; {report.checked_time:%Y-%m-%d %H:%M:%S} UTC\n"
+    for name, frame in _parts(report):
+        text += f"\n## {name.capitalize()}\n\n"
+        text += "".join(_markdown_lines(_filled(frame))) if frame.height else "none\n"
+    return text
+
+
+def _markdown_lines(frame: pl.DataFrame) -> Iterator[str]:
+    yield f"| {' | '.join(frame.columns)} |\n|{'---|' * frame.width}\n"
+    for row in frame.iter_rows():
+        yield f"| {' | '.join(_cell(value).replace('|', chr(92) + '|') for value in row)} |\n"
+
+
+def _html(report: Report) -> str:
+    when = f"{report.checked_time:%Y-%m-%d %H:%M:%S} UTC"
+    body = f"<h1>Validation of {html.escape(report.root)}</h1><p>{headline(report)}; {when}</p>"
+    for name, frame in _parts(report):
+        body += f"<h2>{name.capitalize()}</h2>"
+        body += "".join(_html_lines(_filled(frame))) if frame.height else "<p>none</p>"
+    return _page(f"Validation of {html.escape(report.root)}", body)
+
+
+def _html_lines(frame: pl.DataFrame) -> Iterator[str]:
+    yield f"<table><tr>{''.join(f'<th>{name}</th>' for name in frame.columns)}</tr>"
+    for row in frame.iter_rows():
+        yield f"<tr>{''.join(map(_html_cell, row))}</tr>\n"
+    yield "</table>"
+
+
+def _html_cell(value: Any) -> str:
+    text = html.escape(_cell(value))
+    if isinstance(value, str) and text in ("error", "warn", "degraded", "missing", "pending", "available"):
+        return f'<td class="{text}">{text}</td>'
+    return f'<td class="number">{text}</td>' if isinstance(value, (int, float)) else f"<td>{text}</td>"
+
+
+def _page(title: str, body: str) -> str:
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    return f"<!doctype html><html><head>{head}</head><body>{body}</body></html>\n"
+
+
+def _filled(frame: pl.DataFrame) -> pl.DataFrame:
+    """Without columns that say nothing about any row."""
+    return frame.select(name for name in frame.columns if frame[name].null_count() < frame.height)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S.%f}".rstrip("0").rstrip(".")
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+# The heat map
+
+
+def _coverage_html(found: pl.DataFrame) -> str:
+    days = days_of(found)
+    body = "<h1>Coverage</h1><p>"
+    body += " ".join(f'<span style="color:{colour}">■ {verdict}</span>' for verdict, colour in COLOURS.items())
+    body += f'</p><table class="calendar"><tr><th></th>{"".join(map(_html_month, days))}</tr>'
+    for name, held in lines(found):
+        cells = "".join(_html_day(day, held.get(day)) for day in days)
+        body += f"<tr><th>{html.escape(name)}</th>{cells}</tr>\n"
+    return _page("Coverage", body + "</table>")
+
+
+def _html_month(day: date) -> str:
+    return f"<th>{day:%Y-%m}</th>" if day.day == 1 else "<th></th>"
+
+
+def _html_day(day: date, row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "<td></td>"
+    missing = "" if row["missing_rows"] is None else f", {row['missing_rows']:,} missing"
+    title = f"{day}: {row['verdict']}, {row['rows']:,} rows{missing}, {row['downtime_s']:.0f} s without delivery"
+    return f'<td style="background:{COLOURS[row["verdict"]]}" title="{title}"></td>'
+
+
+def _coverage_png(found: pl.DataFrame, path: Path) -> None:
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        raise ConfigError("a picture needs matplotlib: pip install 'crypto-lake[plot]', or --out FILE.html") from None
+    mpl.use("Agg")
+    from matplotlib import dates, patches
+    from matplotlib import pyplot as plt
+    from matplotlib.colors import ListedColormap
+
+    days, symbols = days_of(found), list(lines(found))
+    places = {verdict: number for number, verdict in enumerate(COLOURS, start=1)}
+    grid = [[places[held[day]["verdict"]] if day in held else 0 for day in days] for _, held in symbols]
+    figure, axes = plt.subplots(figsize=(12, 1.5 + 0.25 * len(symbols)), constrained_layout=True)
+    # matplotlib counts days, and a cell goes from its midnight to the next.
+    number: Callable[[date], float] = dates.date2num
+    ends = number(days[0]), number(days[-1]) + 1
+    palette = ListedColormap([NO_DAY, *COLOURS.values()])
+    extent = (*ends, len(symbols) - 0.5, -0.5)
+    axes.imshow(grid, aspect="auto", interpolation="none", cmap=palette, vmin=0, vmax=len(COLOURS), extent=extent)
+    axes.xaxis_date()
+    axes.set_yticks(range(len(symbols)), [name for name, _ in symbols])
+    axes.spines[:].set_visible(False)
+    axes.legend(
+        handles=[patches.Patch(color=colour, label=verdict) for verdict, colour in COLOURS.items()],
+        loc="lower right", bbox_to_anchor=(1, 1), ncols=len(COLOURS), frameon=False,
+    )  # fmt: skip
+    try:
+        figure.savefig(path, dpi=110)
+    except OSError as error:
+        raise ConfigError(f"--out {path}: cannot be written: {error.strerror}") from None
+    finally:
+        plt.close(figure)

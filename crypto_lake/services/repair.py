@@ -1,0 +1,202 @@
+"""Repair: rows that a table lacks are asked for by their ids, and come by the journal like everything else."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+import structlog
+
+from crypto_lake.connections import SourceError
+from crypto_lake.connections.backoff import backoff_s
+from crypto_lake.connections.rest import Rest
+from crypto_lake.journal import Journal
+from crypto_lake.models import DATASETS, Dataset
+from crypto_lake.models.dataset import Poll
+from crypto_lake.monitoring import metrics
+from crypto_lake.services.contract import Holes, Missing
+from crypto_lake.services.poll import record
+
+log = structlog.get_logger()
+
+# Holes are filled side by side, so that a long one does not keep the short ones waiting.
+AT_ONCE: Final = 4
+# What was asked for and is still missing is asked for again: soon (it may be on its way through the journal), and then
+# rarely: what is older than the venue's reach never comes, and waits for the official dumps.
+AGAIN_S: Final = (60.0, 600.0, 3600.0)
+# How far back the venue answers is its own affair (PROTOCOLS C.3: 48 h); here its oldest row is looked for.
+REACH_S: Final = 47 * 3600.0
+WINDOW_MS: Final = 3_599_000
+MOST_BACKOFF_S: Final = 60.0
+
+
+@dataclass(slots=True)
+class Asked:
+    """A stretch of ids that was asked for, how often, and when it may be asked for again (monotonic seconds)."""
+
+    first_id: int
+    last_id: int
+    times: int
+    again_s: float
+
+
+class Repair:
+    """What is missing of all datasets that can be asked for, and who is asking for it."""
+
+    def __init__(self, *, clock_s: Callable[[], float] = time.monotonic, again_s: Sequence[float] = AGAIN_S) -> None:
+        self._clock_s, self._again_s = clock_s, again_s
+        self._missing: dict[str, list[Missing]] = {}
+        self._asked: dict[tuple[str, str, str], list[Asked]] = {}
+        self._working: set[tuple[str, str, str]] = set()
+        self._heard = asyncio.Event()
+
+    def hear(self, holes: Holes) -> None:
+        """The drain says what is missing now."""
+        dataset = DATASETS[holes.dataset]
+        if dataset.poll and dataset.poll.from_id:
+            self._missing[dataset.name] = holes.missing
+            self._heard.set()
+
+    async def run(self, rest: Rest, journals: Mapping[str, Journal]) -> None:
+        """Asks for what is missing, for ever."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(AT_ONCE):
+                group.create_task(self._work(rest, journals))
+
+    async def _work(self, rest: Rest, journals: Mapping[str, Journal]) -> None:
+        while True:
+            found = self._next()
+            if found is None:
+                await self._wait()
+                continue
+            dataset, hole = found
+            place = (dataset.name, hole.venue, hole.symbol)
+            self._working.add(place)
+            try:
+                rows = await _ask(dataset, hole, rest, journals[dataset.name])
+            finally:
+                self._working.discard(place)
+            self._note(place, hole)
+            log.info(
+                "repaired" if rows else "not_repaired",
+                dataset=dataset.name,
+                venue=hole.venue,
+                symbol=hole.symbol,
+                first_id=hole.first_id,
+                last_id=hole.last_id,
+                rows=rows,
+            )
+
+    def _next(self) -> tuple[Dataset, Missing] | None:
+        """The oldest hole that nobody works on and that is due; one at a time of a symbol."""
+        now_s = self._clock_s()
+        for name, missing in self._missing.items():
+            for hole in missing:
+                place = (name, hole.venue, hole.symbol)
+                if place not in self._working and self._is_due(place, hole, now_s):
+                    return DATASETS[name], hole
+        return None
+
+    def _is_due(self, place: tuple[str, str, str], hole: Missing, now_s: float) -> bool:
+        return all(asked.again_s <= now_s for asked in self._of(place, hole))
+
+    def _of(self, place: tuple[str, str, str], hole: Missing) -> Iterable[Asked]:
+        asked = self._asked.get(place, ())
+        return (each for each in asked if each.first_id <= hole.first_id and hole.last_id <= each.last_id)
+
+    def _note(self, place: tuple[str, str, str], hole: Missing) -> None:
+        times = max((each.times for each in self._of(place, hole)), default=0)
+        again_s = self._clock_s() + self._again_s[min(times, len(self._again_s) - 1)]
+        missing = [each for each in self._missing.get(place[0], ()) if (each.venue, each.symbol) == place[1:]]
+        # What is no longer missing needs no memory.
+        still = [
+            each
+            for each in self._asked.get(place, ())
+            if any(each.first_id <= other.last_id and other.first_id <= each.last_id for other in missing)
+        ]
+        self._asked[place] = [*still, Asked(hole.first_id, hole.last_id, times + 1, again_s)]
+
+    async def _wait(self) -> None:
+        """Until the drain says something new, or the next hole may be due."""
+        self._heard.clear()
+        try:
+            async with asyncio.timeout(1.0):
+                await self._heard.wait()
+        except TimeoutError:
+            return
+
+
+async def _ask(dataset: Dataset, hole: Missing, rest: Rest, journal: Journal) -> int:
+    """Asks page by page until the hole's end; returns how many of its rows came."""
+    # From the row before the hole to the row behind it: between two rows that are there, what is not there is nowhere.
+    at, rows, attempt = max(0, hole.first_id - 1), 0, 0
+    while at <= hole.last_id:
+        try:
+            ids = await _page(dataset, hole, at, rest, journal) or await _beyond(dataset, hole, at, rest, journal)
+        except SourceError as error:
+            log.warning("repair_waits", dataset=dataset.name, symbol=hole.symbol, reason=str(error))
+            if _is_final(error):
+                break
+            own_s = backoff_s(attempt, random.random, most_s=MOST_BACKOFF_S)
+            await asyncio.sleep(max(own_s, error.retry_after_s or 0.0))
+            attempt += 1
+            continue
+        wanted = sum(max(hole.first_id, at + 1) <= each <= hole.last_id for each in ids)
+        metrics.repair_rows_total.labels(dataset.name, hole.venue).inc(wanted)
+        rows, attempt = rows + wanted, 0
+        if not ids or max(ids) <= at:
+            break
+        at = max(ids)
+    return rows
+
+
+def _is_final(error: SourceError) -> bool:
+    """Whether the venue has understood the question and says no."""
+    return error.code is not None and error.retry_after_s is None and (error.status or 500) < 500
+
+
+async def _page(dataset: Dataset, hole: Missing, from_id: int, rest: Rest, journal: Journal) -> list[int]:
+    """The ids of the rows that the venue gives from an id on; the answer itself goes into the journal."""
+    poll = dataset.poll
+    assert poll is not None
+    # To the row behind the hole, and always more than the row that it begins with.
+    limit = min(poll.at_most, hole.last_id - from_id + 2)
+    params = {"symbol": hole.symbol, poll.from_id: str(from_id), "limit": str(limit)}
+    request = poll.requests[hole.venue]
+    answer = await rest.get(hole.venue, request.path, params, weight=request.weight)
+    ids = _ids(dataset, poll, answer.body)
+    if ids:
+        record(journal, hole.venue, request.path, params, answer)
+    return ids
+
+
+async def _beyond(dataset: Dataset, hole: Missing, at: int, rest: Rest, journal: Journal) -> list[int]:
+    """The same from the oldest row that the venue still has, when it has none where the hole begins."""
+    oldest = await _oldest(dataset, hole, rest)
+    return await _page(dataset, hole, oldest[0], rest, journal) if oldest and at < oldest[0] <= hole.last_id else []
+
+
+async def _oldest(dataset: Dataset, hole: Missing, rest: Rest) -> list[int]:
+    """The id of the oldest row that the venue still has, if the hole is older than its reach; none if it has none."""
+    poll = dataset.poll
+    assert poll is not None
+    start_ms = int((time.time() - REACH_S) * 1000)
+    if hole.start_us // 1000 >= start_ms:
+        return []
+    params = {"symbol": hole.symbol, "startTime": str(start_ms), "endTime": str(start_ms + WINDOW_MS), "limit": "1"}
+    request = poll.requests[hole.venue]
+    answer = await rest.get(hole.venue, request.path, params, weight=request.weight)
+    return _ids(dataset, poll, answer.body)[:1]
+
+
+def _ids(dataset: Dataset, poll: Poll, body: bytes) -> list[int]:
+    """Raises `SourceError` when the answer is no list of rows."""
+    assert dataset.sequence is not None
+    try:
+        rows = [msgspec.json.decode(row, type=poll.body) for row in msgspec.json.decode(body, type=list[msgspec.Raw])]
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise SourceError(f"the answer to a request for {dataset.name} cannot be read: {error}") from None
+    return [getattr(row, dataset.sequence) for row in rows]
