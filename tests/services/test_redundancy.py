@@ -302,7 +302,7 @@ async def test_a_symbol_that_goes_quiet_is_told_and_new_connections_are_tried(
             quiet_us = time.time_ns() // 1000
             await wait_for(lambda: feed.silent == ("ethusdt@aggTrade",))
             assert time.time_ns() // 1000 - quiet_us < 10_000_000
-            await wait_for(lambda: feed.opened == 4 and not feed.silent)
+            await wait_for(lambda: feed.opened >= 4 and not feed.silent)
     silences = [each for each in told(journal, LAPSE) if each["reason"] == "silence"]
     lasting, ended = silences
     assert lasting["symbols"] == ended["symbols"] == ["ETHUSDT"]
@@ -339,8 +339,10 @@ async def test_under_load_book_ticker_and_depth_are_given_up_and_all_trades_kept
         "depth": ("depth", "u"),
         "agg_trade": ("aggTrade", "a"),
     }.items():
-        held = [each["data"][key] for each in told(journals[name], FRAME)]
-        sent = [json.loads(each)[key] for each in market.sent(FUTURES, kind, "BTCUSDT")]
+        # A book that does not move is told twice under one id.
+        held = [(each["data"][key], each["data"]["T"]) for each in told(journals[name], FRAME)]
+        told_by_market = [json.loads(each) for each in market.sent(FUTURES, kind, "BTCUSDT")]
+        sent = [(each[key], each["T"]) for each in told_by_market]
         sent = sent[sent.index(held[0]) : sent.index(held[-1]) + 1]
         overload = [each for each in told(journals[name], LAPSE) if each["reason"] == "overload" and each["to_us"]]
         assert len(sent) - len(held) == feeds[name].shed == sum(each["shed"] for each in overload)
