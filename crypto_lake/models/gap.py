@@ -3,7 +3,7 @@
 The newest row of a key is the state of its hole. An `open` or `unfillable` row with ids names exactly ids that the
 table lacks: when a part of a hole is filled, it divides into the parts that are filled and those that are not, each
 under its own `first_id`. Rows without ids are times in which nobody delivered. Where a dataset has ids, these are
-`filled` as soon as they end: from then on the ids say what is missing, in rows of their own.
+`filled` with the first row from behind them: by its id it says what is missing, in rows of their own.
 """
 
 from typing import Final

@@ -102,23 +102,24 @@ class Followed:
     tips: dict[Group, Tip] = field(default_factory=dict)
     kept: dict[Group, list[Hole]] = field(default_factory=dict)
     lapses: dict[Group, list[Lapse]] = field(default_factory=dict)
-    lasting: dict[Group, list[Hole]] = field(default_factory=dict)
+    dark: dict[Group, list[Hole]] = field(default_factory=dict)
 
     @property
     def holes(self) -> list[Hole]:
-        """What has to be written down."""
-        return [*self.changed, *(each.hole for each in self.fresh)]
+        """What has to be written down: of each hole its last state."""
+        states = [*self.changed, *(each.hole for each in self.fresh)]
+        return list({(hole.group, hole.first_id, hole.start_us): hole for hole in states}.values())
 
 
 class Follower:
-    """The tips, holes and lapses of one dataset, as the tables have them."""
+    """The tips, holes and lapses of one dataset, as the tables have them; `dark` are lapses that may still change."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
         self._tips: dict[Group, Tip] = {}
         self._holes: dict[Group, list[Hole]] = {}
         self._lapses: dict[Group, list[Lapse]] = {}
-        self._lasting: dict[Group, list[Hole]] = {}
+        self._dark: dict[Group, list[Hole]] = {}
         self._state_us = 0
 
     @property
@@ -127,14 +128,18 @@ class Follower:
         found = [hole for holes in self._holes.values() for hole in holes if hole.state == OPEN]
         return [*sorted(found, key=lambda hole: hole.start_us), *self._tails()]
 
+    @property
+    def last_holes(self) -> list[Hole]:
+        """The newest hole of each symbol that is remembered, whether or not anything can fill it."""
+        return [max(holes, key=lambda hole: hole.ids) for holes in self._holes.values() if holes]
+
     def _tails(self) -> Iterator[Hole]:
         """Behind the tip of a mute symbol there may be rows that no later one will reveal: the venue can be asked."""
         if not (self.dataset.is_fillable and has_sequence(self.dataset)):
             return
-        for group, lapses in self._lasting.items():
-            if lapses and (tip := self._tips.get(group)):
-                lapse = lapses[-1]
-                yield replace(lapse, first_id=tip.last + 1, last_id=tip.last + TAIL_IDS)
+        for group, dark in self._dark.items():
+            if dark and (tip := self._tips.get(group)):
+                yield replace(dark[-1], first_id=tip.last + 1, last_id=tip.last + TAIL_IDS)
 
     def learn(self, tips: Iterable[tuple[str, str, int, int]]) -> None:
         """Takes what the table holds: venue, symbol, highest id, and its time (µs)."""
@@ -159,8 +164,8 @@ class Follower:
     def _restore_lapse(self, hole: Hole) -> None:
         lapse = Lapse([hole.symbol], hole.reason, hole.start_us, hole.end_us)
         self._lapses[hole.group] = [*self._lapses.get(hole.group, ()), lapse][-KEPT_LAPSES:]
-        if hole.end_us is None:
-            self._lasting.setdefault(hole.group, []).append(hole)
+        if hole.state != FILLED and self._may_be_proven(hole):
+            self._dark.setdefault(hole.group, []).append(hole)
 
     def follow(
         self,
@@ -181,6 +186,7 @@ class Follower:
             self._lapse(gone, found)
         if has_sequence(self.dataset) and rows.height:
             self._follow_ids(_linked(self.dataset, rows), aside, pages, found)
+            self._prove(found)
         return found
 
     def patch(self, found: Followed, rows: pl.DataFrame, *, until_us: int) -> None:
@@ -200,7 +206,7 @@ class Follower:
             self._state_us = found.state_us
         self._tips |= found.tips
         self._lapses |= found.lapses
-        self._lasting |= found.lasting
+        self._dark |= found.dark
         self._holes |= found.kept
         for each in found.fresh:
             holes = self._holes.setdefault(each.hole.group, [])
@@ -260,19 +266,30 @@ class Follower:
             return
         known = found.lapses.get(group, self._lapses.get(group, []))
         found.lapses[group] = [*known, Lapse([group[1]], lapse.reason, from_us, lapse.to_us)][-KEPT_LAPSES:]
-        lasting = found.lasting.get(group, self._lasting.get(group, []))
+        dark = found.dark.get(group, self._dark.get(group, []))
+        lasting = [hole for hole in dark if hole.end_us is None]
+        told = Hole(*group, None, None, from_us, lapse.to_us, lapse.reason, self._state)
         if lapse.to_us is None:
-            if all(hole.start_us != from_us for hole in lasting):
-                begun = Hole(*group, None, None, from_us, None, lapse.reason, self._state)
-                found.lasting[group] = [*lasting, begun]
-                found.changed.append(begun)
-            return
-        # Once it is over, ids say exactly what is missing; without ids nothing ever will.
-        state = FILLED if has_sequence(self.dataset) else UNFILLABLE
-        found.lasting[group] = []
-        found.changed += [replace(hole, end_us=lapse.to_us, state=state) for hole in lasting]
-        if all(hole.start_us > from_us for hole in lasting):
-            found.changed.append(Hole(*group, None, None, from_us, lapse.to_us, lapse.reason, state))
+            new = [] if any(hole.start_us == from_us for hole in lasting) else [told]
+        else:
+            new = [replace(hole, end_us=lapse.to_us) for hole in lasting]
+            new += [] if any(hole.start_us <= from_us for hole in lasting) else [told]
+            dark = [hole for hole in dark if hole.end_us is not None]
+        found.changed += new
+        found.dark[group] = [hole for hole in [*dark, *new] if self._may_be_proven(hole)]
+
+    def _may_be_proven(self, hole: Hole) -> bool:
+        """Whether something may still be said of a dark time: its end, or by a row with an id, what it has cost."""
+        return hole.end_us is None or has_sequence(self.dataset)
+
+    def _prove(self, found: Followed) -> None:
+        """A row from behind a dark time says by its id what was missed in it: the time itself has no more to say."""
+        for group, tip in found.tips.items():
+            dark = found.dark.get(group, self._dark.get(group, []))
+            proven = [hole for hole in dark if hole.end_us is not None and hole.end_us <= tip.received_us]
+            if proven:
+                found.changed += [replace(hole, state=FILLED) for hole in proven]
+                found.dark[group] = [hole for hole in dark if hole not in proven]
 
     def _since(self, group: Group) -> int | None:
         """The time of the last row held; none: it is the very first start, and nothing is missing."""
@@ -419,8 +436,6 @@ def gap_rows(dataset: Dataset, found: Followed) -> pl.DataFrame:
     }
     schema = {name: pl.Int64() if dtype == TIME else dtype for name, dtype in GAP.schema.items() if name != "date"}
     frame = pl.DataFrame({name: values[name] for name in schema}, schema=schema)
-    # What began and ended within the batch is told as it ended.
-    frame = frame.unique(("venue", "symbol", "first_id", "start_time"), keep="last", maintain_order=True)
     frame = frame.with_columns(pl.col("start_time", "end_time", "state_time").cast(TIME))
     return frame.with_columns(pl.col("start_time").dt.date().alias("date")).select(*GAP.schema)
 

@@ -67,6 +67,16 @@ class Drain:
         self._sides: dict[str, int] = {}
 
     @property
+    def is_open(self) -> bool:
+        """Whether it knows its place."""
+        return self._maker is not None
+
+    @property
+    def last_holes(self) -> list[Hole]:
+        """The newest hole of each symbol, also where nothing can fill it."""
+        return self._maker.last_holes if self._maker else []
+
+    @property
     def open_holes(self) -> list[Hole]:
         """Missing ids that may still be had, the oldest first."""
         return self._maker.open_holes if self._maker else []

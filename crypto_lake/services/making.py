@@ -60,6 +60,11 @@ class Maker:
         """Missing ids that may still be had, the oldest first."""
         return self._follower.open_holes
 
+    @property
+    def last_holes(self) -> list[Hole]:
+        """The newest hole of each symbol, also where nothing can fill it."""
+        return self._follower.last_holes
+
     def make(self, records: Records, ahead: Ahead, *, until_us: int) -> Made | Early:
         """The batch. `ahead` reads the records behind a position; before `until_us` nothing more will come there."""
         decoded = decode(self.dataset, records)

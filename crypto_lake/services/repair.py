@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from crypto_lake.connections import SourceError
 from crypto_lake.connections.backoff import backoff_s
@@ -97,8 +98,27 @@ class Repair:
             for hole in missing:
                 place = (name, hole.venue, hole.symbol)
                 if place not in self._working and self._is_due(place, hole, now_s):
-                    return DATASETS[name], hole
+                    return DATASETS[name], self._with_neighbours(DATASETS[name], hole, now_s)
         return None
+
+    def _with_neighbours(self, dataset: Dataset, hole: Missing, now_s: float) -> Missing:
+        """The hole and the next ones of the symbol, as far as one page reaches: a page of one row costs as much."""
+        assert dataset.poll is not None
+        place = (dataset.name, hole.venue, hole.symbol)
+        reach = hole.first_id + dataset.poll.at_most - 3  # with the rows on both sides
+        last = max(
+            (
+                other
+                for other in self._missing[dataset.name]
+                if (other.venue, other.symbol) == place[1:]
+                and hole.first_id <= other.first_id
+                and other.last_id <= reach
+                and self._is_due(place, other, now_s)
+            ),
+            key=lambda other: other.last_id,
+            default=hole,
+        )
+        return hole if last.last_id <= hole.last_id else replace(hole, last_id=last.last_id, end_us=last.end_us)
 
     def _is_due(self, place: tuple[str, str, str], hole: Missing, now_s: float) -> bool:
         return all(asked.again_s <= now_s for asked in self._of(place, hole))

@@ -93,11 +93,16 @@ def drain_all(drains: list[Drain], until_s: float) -> None:
     goals = {drain: end_of(drain.journal) for drain in drains}
     left = list(drains)
     told = {drain: drain.open_holes for drain in drains}
+    unopened = [drain for drain in drains if not drain.is_open]
     while left and time.monotonic() < until_s:
         left = [drain for drain in left if _one_batch(drain) and drain.position < goals[drain]]
     for drain in drains:
         if _can_ask(drain.dataset) and drain.open_holes != told[drain]:
             _say(_holes(drain.dataset, drain.open_holes[:HOLES_TOLD]))
+    for drain in unopened:
+        # Whoever was to see to these may have died before: a book has to be fetched behind its last hole.
+        if drain.dataset.chain and drain.last_holes:
+            _say(_holes(drain.dataset, drain.last_holes))
     _say(Round({drain.dataset.name: drain.position for drain in drains}, _rss_bytes()))
 
 

@@ -175,7 +175,7 @@ def test_a_lapse_of_a_dataset_without_ids_stays_for_good() -> None:
 def test_a_lapse_of_a_dataset_with_ids_gives_the_holes_their_reason() -> None:
     follower = following(1, 2)
     (over, hole) = step(follower, trades([6]), lapses=[lapse("silence", 2, 6)])
-    assert (over.first_id, over.state) == (None, FILLED)
+    assert (over.first_id, over.end_us, over.state) == (None, 6 * SECOND_US, FILLED)
     assert (hole.ids, hole.reason) == ((3, 5), "silence")
     (later,) = step(follower, trades([7, 9]))
     assert later.reason == "sequence", "that lapse is over"
@@ -188,7 +188,18 @@ def test_behind_the_last_row_of_a_mute_symbol_the_venue_can_be_asked() -> None:
     assert tail.ids[0] == 3
     step(follower, trades([3, 4]))  # by REST: it is still mute
     assert follower.open_holes[0].ids[0] == 5
-    step(follower, trades([5]), lapses=[lapse("silence", 2, 9)])
+    step(follower, trades([5], received=[9]), lapses=[lapse("silence", 2, 9)])
+    assert follower.open_holes == []
+
+
+def test_a_lapse_stays_open_until_a_row_from_behind_it_says_what_was_missed() -> None:
+    follower = following(1, 2)
+    (ended,) = step(follower, pl.DataFrame(), lapses=[lapse("restart", 2, 6)])
+    assert (ended.state, ended.end_us) == (OPEN, 6 * SECOND_US)
+    assert [hole.ids[0] for hole in follower.open_holes] == [3], "the venue is asked for what may be there"
+    assert step(follower, trades([3], received=[5])) == [], "that row was received before"
+    (proven,) = step(follower, trades([4], received=[7]))
+    assert (proven.start_us, proven.state) == (ended.start_us, FILLED)
     assert follower.open_holes == []
 
 

@@ -137,6 +137,17 @@ async def test_a_hole_is_asked_for_once_until_its_pause_is_over(journal: Journal
         repair.hear(Holes("agg_trade", []))
 
 
+async def test_neighbouring_holes_share_a_page(journal: Journal, wait_for: Callable[..., Any]) -> None:
+    market = made(1, frames=20_000)
+    first, _ = ids_of(market)
+    async with Simulator(market) as exchange, repairing(exchange, journal) as repair:
+        holes = [missing(first + 10 * number, first + 10 * number) for number in range(1, 150)]
+        repair.hear(Holes("agg_trade", holes))
+        await wait_for(lambda: sum(map(len, fetched(journal))) > 1480)
+        assert exchange.used_weight[FUTURES] <= 3 * 20
+    assert {id_ for page in fetched(journal) for id_ in page} >= {hole.first_id for hole in holes}
+
+
 async def test_limits_pages_of_html_and_slow_answers_only_take_time(
     journal: Journal, wait_for: Callable[..., Any]
 ) -> None:
