@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from torture import resync
+from torture import resync, silence
 from torture.run import Outcome, run
 from torture.trial import trial
 
@@ -33,6 +33,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the tables and logs of trials that failed")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--home", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--silence", action="store_true", help="ten minutes of uneven symbols, then one that dies")
     parser.add_argument("--resync", action="store_true", help="300 symbols that need their books at once (minutes)")
     arguments = parser.parse_args()
     if arguments.one is not None:
@@ -40,6 +41,8 @@ def main() -> int:
         return 0
     if arguments.resync:
         return asyncio.run(resync.run())
+    if arguments.silence:
+        return asyncio.run(silence.run())
     home = Path(tempfile.mkdtemp(prefix="crypto-lake-torture-"))
     outcomes = asyncio.run(run_all(_seeds(arguments.seeds), home, arguments.at_once, keep=arguments.keep))
     show(outcomes)

@@ -143,7 +143,7 @@ async def test_neighbouring_holes_share_a_page(journal: Journal, wait_for: Calla
     async with Simulator(market) as exchange, repairing(exchange, journal) as repair:
         holes = [missing(first + 10 * number, first + 10 * number) for number in range(1, 150)]
         repair.hear(Holes("agg_trade", holes))
-        await wait_for(lambda: sum(map(len, fetched(journal))) > 1480)
+        await wait_for(lambda: sum(map(len, fetched(journal))) > 1470)
         assert exchange.used_weight[FUTURES] <= 3 * 20
     assert {id_ for page in fetched(journal) for id_ in page} >= {hole.first_id for hole in holes}
 
