@@ -41,11 +41,12 @@ async def run() -> int:
             began_s = time.monotonic()
             await asyncio.sleep(CUT_AT_S)
             await exchange.cut()
-            cut_s, cut_at = time.monotonic(), {name: _update_id(market, name) for name in market.symbols(FUTURES)}
+            cut_s, cut_us = time.monotonic(), time.time_ns() // 1000
+            cut_at = {name: _update_id(market, name) for name in market.symbols(FUTURES)}
             trades_s = books_s = None
             while time.monotonic() < began_s + PATIENCE_S and (trades_s is None or books_s is None):
                 await asyncio.sleep(1)
-                if trades_s is None and await asyncio.to_thread(_trades_are_whole, recorder.root):
+                if trades_s is None and await asyncio.to_thread(_trades_are_whole, recorder.root, cut_us):
                     trades_s = time.monotonic() - cut_s
                     console.print(f"agg_trade of {SYMBOLS} symbols whole {trades_s:.0f} s after the cut")
                 if books_s is None and await asyncio.to_thread(_books_are_whole, recorder.root, cut_at):
@@ -64,7 +65,7 @@ def _update_id(market: GeneratedMarket, symbol: str) -> int:
     return market.instrument(FUTURES, symbol).book.update_id
 
 
-def _trades_are_whole(root: Path) -> bool:
+def _trades_are_whole(root: Path, cut_us: int) -> bool:
     rows = table(root, "agg_trade")
     if rows.is_empty():
         return False
@@ -73,7 +74,7 @@ def _trades_are_whole(root: Path) -> bool:
         (pl.col("agg_trade_id").max() - pl.col("agg_trade_id").min() + 1).alias("all"),
         pl.col("received_time").max().alias("newest"),
     )
-    is_new = (pl.lit(time.time() * 1e6) - pl.col("newest").dt.epoch("us")) < 30e6
+    is_new = pl.col("newest").dt.epoch("us") > cut_us  # before that nobody can know what is missing
     return ids.height == SYMBOLS and bool(ids.select(((pl.col("held") == pl.col("all")) & is_new).all()).item())
 
 
