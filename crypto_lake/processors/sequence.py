@@ -6,7 +6,8 @@ import polars as pl
 
 from crypto_lake.models.dataset import TIME, Dataset
 
-HOLES: Final[dict[str, pl.DataType]] = {
+# Stretches of ids, both ends inclusive, with the times of the rows on either side or of their own.
+INTERVALS: Final[dict[str, pl.DataType]] = {
     "venue": pl.String(),
     "symbol": pl.String(),
     "first_id": pl.Int64(),

@@ -14,12 +14,12 @@ from crypto_lake.models.coverage import COMPLETE, COVERAGE, INCOMPLETE, UNVERIFI
 from crypto_lake.models.dataset import TIME
 from crypto_lake.models.frame import OTHERS
 from crypto_lake.models.gap import NOT_AT_VENUE
-from crypto_lake.processors.sequence import columns_needed, has_sequence
+from crypto_lake.processors.sequence import INTERVALS, columns_needed, has_sequence
 from crypto_lake.query import holes
 from crypto_lake.query.days import DAY, days_held, is_market, is_within, of_day, pieces
 from crypto_lake.query.findings import first_line
 from crypto_lake.query.gaps import gaps, missing
-from crypto_lake.query.runs import RUNS, WITHIN, between, joined, overlaps, runs
+from crypto_lake.query.runs import WITHIN, between, joined, overlaps, runs
 from crypto_lake.query.source import Source, find
 from crypto_lake.query.span import TICK, Moment, span
 
@@ -137,7 +137,7 @@ def _held(source: Source, asked: Asked) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Rows per day and the runs of ids, of the days asked for and of the nearest ones around them."""
     dataset = source.dataset
     wanted = _with_neighbours(days_held(source, None, None), asked.since, asked.until)
-    counts, held = [pl.DataFrame(schema=HELD)], pl.DataFrame(schema=RUNS)
+    counts, held = [pl.DataFrame(schema=HELD)], pl.DataFrame(schema=INTERVALS)
     needed = columns_needed(dataset) if has_sequence(dataset) else ["venue", "symbol", "time"]
     for number, day in enumerate(wanted):
         asked.on_step(dataset.name, number, len(wanted))
@@ -254,7 +254,7 @@ def _missing_rows(dataset: Dataset) -> pl.Expr:
 
 def _whole(held: pl.DataFrame, newest: pl.DataFrame) -> pl.DataFrame:
     """The runs that are left when ids which the venue does not have count as held."""
-    not_there = missing(newest).filter(pl.col("reason") == NOT_AT_VENUE).select(*RUNS)
+    not_there = missing(newest).filter(pl.col("reason") == NOT_AT_VENUE).select(*INTERVALS)
     return joined(pl.concat([held, overlaps(between(held), not_there)]))
 
 

@@ -7,10 +7,10 @@ import polars as pl
 
 from crypto_lake.models import Dataset
 from crypto_lake.models.gap import GAP, NOT_AT_VENUE, OPEN, UNFILLABLE
-from crypto_lake.processors.sequence import has_sequence
+from crypto_lake.processors.sequence import INTERVALS, has_sequence
 from crypto_lake.query.findings import Findings, Severity
 from crypto_lake.query.gaps import missing
-from crypto_lake.query.runs import RUNS, between, overlaps, repeated, without
+from crypto_lake.query.runs import between, overlaps, repeated, without
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +52,12 @@ def compare(
     begins = pl.col("start_time") < until if until else pl.lit(value=True)
     known = newest.filter(pl.col("state").is_in([OPEN, UNFILLABLE]), ends, begins)
     if not has_sequence(dataset):
-        nothing = pl.DataFrame(schema=RUNS)
+        nothing = pl.DataFrame(schema=INTERVALS)
         return Missing(nothing, known, nothing, nothing)
     unknown = without(without(between(held), missing(newest)), missing(before))
     wanted = missing(known).filter(pl.col("reason") != NOT_AT_VENUE)
     lasting = missing(known).join(missing(before), on=[*GAP.key, "last_id"], how="semi", nulls_equal=True)
-    return Missing(unknown, known, pl.concat([unknown, without(wanted, held)]), lasting.select(*RUNS))
+    return Missing(unknown, known, pl.concat([unknown, without(wanted, held)]), lasting.select(*INTERVALS))
 
 
 def judge(dataset: Dataset, held: pl.DataFrame, found: Missing, findings: Findings) -> None:

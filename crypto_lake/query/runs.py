@@ -8,18 +8,10 @@ from typing import Final
 
 import polars as pl
 
-from crypto_lake.models.dataset import TIME, Dataset
-from crypto_lake.processors.sequence import links
+from crypto_lake.models.dataset import Dataset
+from crypto_lake.processors.sequence import INTERVALS, links
 
 WITHIN: Final = ["venue", "symbol"]
-RUNS: Final[dict[str, pl.DataType]] = {
-    "venue": pl.String(),
-    "symbol": pl.String(),
-    "first_id": pl.Int64(),
-    "last_id": pl.Int64(),
-    "start_time": TIME,
-    "end_time": TIME,
-}
 
 
 def runs(dataset: Dataset, frame: pl.DataFrame) -> pl.DataFrame:
@@ -37,7 +29,7 @@ def runs(dataset: Dataset, frame: pl.DataFrame) -> pl.DataFrame:
 
 def joined(intervals: pl.DataFrame) -> pl.DataFrame:
     """The union: intervals that overlap or touch become one, with the time of its first id and of its last."""
-    ordered = intervals.select(*RUNS).sort(*WITHIN, "first_id", "last_id")
+    ordered = intervals.select(*INTERVALS).sort(*WITHIN, "first_id", "last_id")
     reached = pl.col("last_id").cum_max().shift(1).over(WITHIN)
     begins = (pl.col("first_id") > reached + 1).fill_null(value=True)
     return (
@@ -49,7 +41,7 @@ def joined(intervals: pl.DataFrame) -> pl.DataFrame:
             pl.col("start_time").first(),
             pl.col("end_time").sort_by("last_id").last(),
         )
-        .select(*RUNS)
+        .select(*INTERVALS)
     )
 
 
@@ -70,7 +62,7 @@ def without(intervals: pl.DataFrame, taken: pl.DataFrame) -> pl.DataFrame:
     # The holes between the taken ones, and what lies before the first and behind the last, are what may stay.
     left = [
         _cut(intervals, _gaps_of(taken)),
-        intervals.select(*RUNS).join(taken.select(WITHIN).unique(), on=WITHIN, how="anti"),
+        intervals.select(*INTERVALS).join(taken.select(WITHIN).unique(), on=WITHIN, how="anti"),
     ]
     return pl.concat(left)
 
@@ -82,7 +74,7 @@ def overlaps(intervals: pl.DataFrame, others: pl.DataFrame) -> pl.DataFrame:
 
 def repeated(intervals: pl.DataFrame) -> pl.DataFrame:
     """The intervals that begin inside another one of the same venue and symbol."""
-    ordered = intervals.select(*RUNS).sort(*WITHIN, "first_id", "last_id")
+    ordered = intervals.select(*INTERVALS).sort(*WITHIN, "first_id", "last_id")
     reached = pl.col("last_id").cum_max().shift(1).over(WITHIN)
     return ordered.filter(pl.col("first_id") <= reached)
 
@@ -100,9 +92,9 @@ def _cut(intervals: pl.DataFrame, allowed: pl.DataFrame) -> pl.DataFrame:
     """The parts of `intervals` inside the disjoint ranges `low` to `high`."""
     parts = [
         _cut_group(part, allowed.filter(pl.col("venue") == key[0], pl.col("symbol") == key[1]))
-        for key, part in intervals.select(*RUNS).group_by(WITHIN, maintain_order=True)
+        for key, part in intervals.select(*INTERVALS).group_by(WITHIN, maintain_order=True)
     ]
-    return pl.concat([pl.DataFrame(schema=RUNS), *parts]).sort(*WITHIN, "first_id")
+    return pl.concat([pl.DataFrame(schema=INTERVALS), *parts]).sort(*WITHIN, "first_id")
 
 
 def _cut_group(intervals: pl.DataFrame, allowed: pl.DataFrame) -> pl.DataFrame:

@@ -7,11 +7,11 @@ from typing import Final
 import polars as pl
 
 from crypto_lake.processors.quality import Checks
-from crypto_lake.processors.sequence import has_sequence
+from crypto_lake.processors.sequence import INTERVALS, has_sequence
 from crypto_lake.query.days import is_market, of_day, pieces
 from crypto_lake.query.findings import Findings
 from crypto_lake.query.profile import PROFILE, WITHIN, judge, of_pieces, pauses, profile
-from crypto_lake.query.runs import RUNS, joined, runs
+from crypto_lake.query.runs import joined, runs
 from crypto_lake.query.source import Source
 
 # At rest rows are ordered, keys are counted and ids are held against the table `gap`: these say the same less well.
@@ -25,7 +25,7 @@ class Walk:
     def __init__(self, source: Source, findings: Findings, *, now: datetime, is_deep: bool) -> None:
         self.source = source
         self.dataset = source.dataset
-        self.held = pl.DataFrame(schema=RUNS)
+        self.held = pl.DataFrame(schema=INTERVALS)
         self._findings = findings
         self._now_us = int(now.timestamp() * 1e6)
         self._is_deep = is_deep

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crypto_lake.models import DATASETS
-from crypto_lake.processors.sequence import HOLES, columns_needed, has_sequence, holes
+from crypto_lake.processors.sequence import INTERVALS, columns_needed, has_sequence, holes
 
 START = datetime(2024, 1, 15, tzinfo=UTC)
 AGG_TRADE, DEPTH = DATASETS["agg_trade"], DATASETS["depth"]
@@ -57,7 +57,7 @@ def test_a_hole_lies_between_the_rows_on_either_side() -> None:
             "end_time": at(6),
         }
     ]
-    assert dict(found.schema) == HOLES
+    assert dict(found.schema) == INTERVALS
 
 
 def test_every_venue_and_symbol_counts_for_itself() -> None:

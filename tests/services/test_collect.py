@@ -21,20 +21,6 @@ from crypto_lake.simulator import GeneratedMarket, Simulator
 Wait = Callable[..., Any]
 
 
-@pytest.fixture
-async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
-    made = Journal(tmp_path / "journal")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def gate() -> asyncio.Event:
-    made = asyncio.Event()
-    made.set()
-    return made
-
-
 def settings(**changes: Any) -> Settings:
     return Settings(_env_file=None, **changes)
 

@@ -24,20 +24,6 @@ from crypto_lake.simulator import GeneratedMarket, Simulator
 Wait = Callable[..., Any]
 
 
-@pytest.fixture
-async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
-    made = Journal(tmp_path / "journal")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def gate() -> asyncio.Event:
-    made = asyncio.Event()
-    made.set()
-    return made
-
-
 def planned(dataset: str, *symbols: str, **changes: Any) -> Feed:
     (feed,) = plan(chosen([dataset]), {FUTURES: Wanted(FUTURES, symbols)}, Settings(_env_file=None, **changes))
     return feed

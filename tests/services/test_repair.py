@@ -65,13 +65,6 @@ def ids_of(market: GeneratedMarket, venue: str = FUTURES) -> tuple[int, int]:
     return rows.oldest_id, rows.next_id - 1
 
 
-@pytest.fixture
-async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
-    made = Journal(tmp_path / "agg_trade")
-    yield made
-    made.close()
-
-
 @contextlib.asynccontextmanager
 async def repairing(
     exchange: Simulator, journal: Journal, *, again_s: tuple[float, ...] = (60.0,)
