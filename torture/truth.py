@@ -66,6 +66,7 @@ def check(root: Path, ledger: Sequence[Frame], *, since_s: float, until_s: float
         twice = held.group_by(key).len().filter(pl.col("len") > 1)
         if twice.height:
             verdict.wrong.append(f"{name}: {twice.height} keys more than once, such as {twice.row(0)}")
+        _check_dark(root, name, gaps.get(name, {}), verdict)
     for name in IDS:
         _check_ids(name, root, ledger, gaps.get(name, {}), verdict, until_s)
     _check_depth(root, ledger, gaps.get("depth", {}), verdict, until_s)
@@ -107,6 +108,7 @@ def _check_ids(
     for group, at_s, event in _sent(ledger, STREAMS[name]):
         sent.setdefault(group, {})[event[wire]] = (at_s, float(event["p"]), float(event["q"]))
     rows = table(root, name)
+    _check_presence(name, sent, rows, verdict)
     for group, part in rows.group_by(["venue", "symbol"]):
         whose: Group = (group[0], group[1])
         held = dict(zip(part[column], zip(part["price"], part["quantity"], strict=True), strict=True))
@@ -125,6 +127,29 @@ def _check_ids(
         verdict.unfillable += sum(
             span.last_id - span.first_id + 1 for span in spans if span.first_id is not None and span.state != "open"
         )
+
+
+def _check_presence(name: str, sent: Iterable[Group], rows: pl.DataFrame, verdict: Verdict) -> None:
+    """Whoever was told of by the exchange has rows."""
+    absent = set(sent) - set(rows.select("venue", "symbol").unique().iter_rows())
+    if absent:
+        verdict.wrong.append(f"{name}: nothing at all of {sorted(absent)}")
+
+
+def _check_dark(root: Path, name: str, gaps: dict[Group, list[Span]], verdict: Verdict) -> None:
+    """In a time without delivery nothing was received of the symbol."""
+    live = table(root, name).filter(pl.col("source") != "rest") if name != "prices" else table(root, name)
+    received: dict[Group, list[float]] = {}
+    for venue, symbol, moment in live.select("venue", "symbol", "received_time").iter_rows():
+        received.setdefault((venue, symbol), []).append(moment.timestamp())
+    for group, spans in gaps.items():
+        for span in spans:
+            if span.first_id is None:
+                inside = [s for s in received.get(group, []) if span.start_s + SLACK_S < s < span.end_s - SLACK_S]
+                if inside:
+                    verdict.wrong.append(
+                        f"{name} {group[1]}: {len(inside)} rows came in a gap of {span.end_s - span.start_s:.1f} s"
+                    )
 
 
 def _compare(what: str, missing: set[int], told: set[int], verdict: Verdict) -> None:
@@ -156,6 +181,7 @@ def _check_depth(
     for group, at_s, event in _sent(ledger, "depth"):
         sent.setdefault(group, []).append((event.get("pu", event["U"] - 1), event["u"], at_s))
     rows = table(root, "depth")
+    _check_presence("depth", sent, rows, verdict)
     for key, part in rows.filter(~pl.col("is_snapshot")).group_by(["venue", "symbol"]):
         group = (key[0], key[1])
         held = set(part["final_update_id"])
@@ -210,9 +236,6 @@ def _check_liquidations(
 ) -> None:
     rows = table(root, "liquidation").with_columns(pl.col("time").dt.epoch("ms").alias("ms"))
     held = set(rows.select("symbol", "ms", "side", "price", "quantity").iter_rows())
-    received: dict[str, list[float]] = {}
-    for symbol, moment in rows.select("symbol", "received_time").iter_rows():
-        received.setdefault(symbol, []).append(moment.timestamp())
     unknown = 0
     for (venue, symbol), at_s, event in _sent(ledger, "forceOrder"):
         order = event["o"]
@@ -228,10 +251,3 @@ def _check_liquidations(
             unknown += 1
     if unknown:
         verdict.wrong.append(f"liquidation: {unknown} missing at a time that no gap covers")
-    for (_, symbol), spans in gaps.items():
-        for span in spans:
-            inside = [s for s in received.get(symbol, []) if span.start_s + SLACK_S < s < span.end_s - SLACK_S]
-            if inside:
-                verdict.wrong.append(
-                    f"liquidation {symbol}: {len(inside)} rows came in a gap of {span.end_s - span.start_s:.1f} s"
-                )

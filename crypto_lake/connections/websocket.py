@@ -21,6 +21,8 @@ MAX_QUEUE_FRAMES: Final = 512
 OPEN_S: Final = 10.0
 PING_S: Final = 60.0
 PONG_S: Final = 30.0
+# How often within its time a silence is looked for.
+LOOKS: Final = 10
 # What a handshake's refusal asks for when it does not say: a firewall or a restricted place is not asked quickly again.
 REFUSED_S: Final = {403: 300.0, 418: 300.0, 429: 60.0, 451: 3600.0}
 
@@ -107,14 +109,15 @@ class Connection:
 
     async def _watch(self) -> None:
         """Ends a connection on which nothing comes although its socket is alive: a wrong route is like that."""
+        # By the clock that only runs: the one that stamps may be set.
+        heard_us, since_s = self.heard_us, time.monotonic()
         while True:
-            if self.is_resting:
-                self.heard_us = time.time_ns() // 1000
-            silent_s = time.time_ns() / 1e9 - self.heard_us / 1e6
-            if silent_s >= self._silence_s:
+            await asyncio.sleep(self._silence_s / LOOKS)
+            if self.is_resting or self.heard_us != heard_us:
+                heard_us, since_s = self.heard_us, time.monotonic()
+            elif (silent_s := time.monotonic() - since_s) >= self._silence_s:
                 self.give_up(f"silent for {silent_s:.0f} s")
                 return
-            await asyncio.sleep(max(0.01, self._silence_s - silent_s))
 
 
 def _why(closed: ConnectionClosed) -> str:

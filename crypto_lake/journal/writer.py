@@ -10,13 +10,13 @@ from crypto_lake.config import ConfigError
 from crypto_lake.journal.lock import take
 from crypto_lake.journal.reader import MAGIC, SUFFIX, Segment, read, segments
 from crypto_lake.journal.record import pack
-from crypto_lake.models.frame import ALIVE, FRAME, RESPONSE
+from crypto_lake.models.frame import ALIVE, DOUBT, FRAME, LAPSE, RESPONSE
 
 SEGMENT_BYTES: Final = 256 * 2**20
 # What may wait for the disk; above it the sockets are not read until the disk has caught up.
 MAX_WAITING_BYTES: Final = 64 * 2**20
 # Records that say that something was heard at their time.
-HEARD: Final = (FRAME, RESPONSE, ALIVE)
+HEARD: Final = (FRAME, RESPONSE)
 
 
 class Journal:
@@ -56,13 +56,16 @@ class Journal:
         self._waiting.append(record)
         self._taken_bytes += len(record)
 
-    def heard_us(self, origin: bytes) -> int | None:
+    def heard_us(self, origin: bytes, *, or_any: bytes = b"") -> int | None:
         """When an earlier writer heard something by that origin for the last time (µs); None if never.
+
+        An origin that was never heard is taken for the newest of those that begin with `or_any`, if there is one.
 
         Only the last file in which anything was heard is looked at: in a file of a running recorder every origin
         leaves signs of life.
         """
-        return self._heard_us.get(origin)
+        like = (heard for name, heard in self._heard_us.items() if or_any and name.startswith(or_any))
+        return self._heard_us.get(origin, max(like, default=None))
 
     @property
     def waiting_bytes(self) -> int:
@@ -152,13 +155,21 @@ class Journal:
     def _read_back(self, segment: Segment) -> int:
         """Learns when what was heard last in a file; returns the position behind its last whole record."""
         position = segment.start
+        doubtful: set[bytes] = set()
         while True:
             records = read(self.directory, position, until=segment.end)
             if records.end <= position or not records:
                 return max(position, min(segment.end, segment.start + len(MAGIC)))
-            for kind, origin, received_us in zip(records.kinds, records.origins, records.received_us, strict=True):
-                if kind in HEARD:
+            for kind, origin, received_us, payload in zip(
+                records.kinds, records.origins, records.received_us, records.payloads, strict=True
+            ):
+                if kind == ALIVE:
                     self._heard_us[origin] = received_us
+                    (doubtful.add if payload == DOUBT else doubtful.discard)(origin)
+                elif kind in HEARD and origin not in doubtful:
+                    self._heard_us[origin] = received_us
+                elif kind == LAPSE:
+                    doubtful.discard(origin)
             position = records.end
 
     def _rotate(self) -> None:

@@ -17,6 +17,10 @@ ALIVE: Final = 6  # nothing came, but a connection was there to hear it until th
 OTHERS: Final = "*"
 
 
+# As the payload of an ALIVE record: until the next one without it, what comes by its origin proves no delivery.
+DOUBT: Final = b"?"
+
+
 class Lapse(Struct):
     """A time in which nobody delivered these symbols' streams of a dataset, as whoever listened saw it.
 

@@ -262,12 +262,14 @@ class Follower:
     def _lapse(self, gone: Gone, found: Followed) -> None:
         group, lapse = gone
         from_us = self._since(group) if lapse.from_us is None else lapse.from_us
+        if from_us is None and lapse.to_us is not None and self._lasting(group, found):
+            from_us = lapse.to_us  # nothing is known of its begin, but that it ends what was said before
         if from_us is None:
             return
         known = found.lapses.get(group, self._lapses.get(group, []))
         found.lapses[group] = [*known, Lapse([group[1]], lapse.reason, from_us, lapse.to_us)][-KEPT_LAPSES:]
         dark = found.dark.get(group, self._dark.get(group, []))
-        lasting = [hole for hole in dark if hole.end_us is None]
+        lasting = self._lasting(group, found)
         told = Hole(*group, None, None, from_us, lapse.to_us, lapse.reason, self._state)
         if lapse.to_us is None:
             new = [] if any(hole.start_us == from_us for hole in lasting) else [told]
@@ -277,6 +279,10 @@ class Follower:
             dark = [hole for hole in dark if hole.end_us is not None]
         found.changed += new
         found.dark[group] = [hole for hole in [*dark, *new] if self._may_be_proven(hole)]
+
+    def _lasting(self, group: Group, found: Followed) -> list[Hole]:
+        """The dark times of a symbol that have no end yet."""
+        return [hole for hole in found.dark.get(group, self._dark.get(group, [])) if hole.end_us is None]
 
     def _may_be_proven(self, hole: Hole) -> bool:
         """Whether something may still be said of a dark time: its end, or by a row with an id, what it has cost."""

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import structlog
 
@@ -23,6 +24,14 @@ from crypto_lake.services.wait import first_of
 __all__ = ["Feed", "Policy", "keep", "plan"]
 
 log = structlog.get_logger()
+
+
+# After a rest what had waited in the sockets is read within so long.
+BACKLOG_S: Final = 2.0
+# A look that is so late means that the whole process was not running.
+STALLED_S: Final = 2.5
+# The clock that stamps was set when it moves so far against the one that only runs.
+STEP_US: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +67,7 @@ class Life:
         self._closing = asyncio.Event()
         self._feed, self._intake, self._may_read, self._policy = feed, intake, may_read, policy
         self._connection: Connection | None = None
+        self._resumed_s = 0.0
         self.task = asyncio.create_task(self._live(), name=f"feed {feed.name}")
 
     @property
@@ -78,6 +88,12 @@ class Life:
         else:
             await self._connection.close(reason)
         await asyncio.wait([self.task])
+        if not self.task.cancelled():
+            self.task.result()  # a fault of ours must not go with the connection
+
+    def doubt(self, since_us: int) -> None:
+        """It was not read since then: what waits in the socket will be read with a time that proves nothing."""
+        self.line.doubt_us, self._resumed_s = self.line.doubt_us or since_us, time.monotonic()
 
     def give_up(self, reason: str) -> None:
         """Ends it because nothing comes although something should."""
@@ -118,10 +134,13 @@ class Life:
                 take(payload, received_us)
             if line.is_joined and not self.flowing.is_set():
                 self.flowing.set()
+            if line.doubt_us and time.monotonic() - self._resumed_s > BACKLOG_S:
+                line.doubt_us = 0
             if not may_read.is_set():
                 connection.is_resting = True
                 await self._may_go_on()
                 connection.is_resting = False
+                self.doubt(received_us)
 
     async def _may_go_on(self) -> None:
         """Waits for the disk, or for the end: a disk that stays full must not hold up the stop."""
@@ -254,9 +273,19 @@ async def _look(
     """Once a second: what is missing is written down, and who is mute is replaced."""
     mute: Mute[Life] = Mute(policy.mute_s)
     renewing: asyncio.Task[None] | None = None
+    looked_us, looked_s = _now_us(), time.monotonic()
     while not stop.is_set():
         await first_of(stop, timeout_s=policy.look_every_s)
+        before_us, before_s = looked_us, looked_s
+        looked_us, looked_s = _now_us(), time.monotonic()
+        step_us = looked_us - before_us - round((looked_s - before_s) * 1e6)
+        if abs(step_us) > STEP_US:
+            log.warning("clock_was_set", feed=feed.name, by_s=round(step_us / 1e6, 1))
+            intake.silence.shift(step_us)
         lives = [seat.life for seat in seats if seat.life is not None and seat.life.is_open]
+        if looked_s - before_s > policy.look_every_s + STALLED_S:
+            for life in lives:
+                life.doubt(before_us)
         wants_renewal = intake.look(_now_us(), is_reading=may_read.is_set())
         for life in mute.look({life: life.line.frames for life in lives}, time.monotonic()):
             life.give_up("mute, while another connection is heard")

@@ -240,10 +240,14 @@ class Daemon:
     ) -> "list[asyncio.Task[None]]":
         """What asks the venues, and may be cut off in the middle."""
         every_s = self.settings.price_every_s
-        work = [poll(dataset, wanted, rest, self._journals[dataset.name], every_s=every_s) for dataset, wanted in polls]
+        gate = self._may_read
+        work = [
+            poll(dataset, wanted, rest, self._journals[dataset.name], gate, every_s=every_s)
+            for dataset, wanted in polls
+        ]
         if DEPTH.name in self._journals:
-            work.append(self._books.fetch(rest, self._journals[DEPTH.name]))
-        work.append(self._repair.run(rest, self._journals))
+            work.append(self._books.fetch(rest, self._journals[DEPTH.name], gate))
+        work.append(self._repair.run(rest, self._journals, gate))
         return [group.create_task(each) for each in (*work, self._require_connection())]
 
     async def _require_connection(self) -> None:

@@ -26,6 +26,8 @@ class Line:
     first_us: int = 0
     last_us: int = 0
     frames: int = 0
+    # Since when what is read may have waited in the socket, so that its time of reading proves nothing; 0: it does.
+    doubt_us: int = 0
     is_open: bool = True
     is_joined: bool = False  # whether its stretch is connected to what is proven
     reason: str = ""
@@ -48,13 +50,23 @@ class Delivery:
         self._is_starting, self._is_told = True, False
         self._dark_since_us = started_us
         self._reason = RESTART
-        self._open = 0  # lines that are open and joined
+        self._open: list[Line] = []  # and joined
         self._pending: list[Line] = []
 
     @property
     def delivering(self) -> int:
         """How many connections hear everything, as far as we know."""
+        return len(self._open)
+
+    @property
+    def lines(self) -> list[Line]:
+        """They."""
         return self._open
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether something was heard that does not join what is proven, and an older line may still bridge it."""
+        return bool(self._open and self._pending)
 
     @property
     def is_dark(self) -> bool:
@@ -71,6 +83,7 @@ class Delivery:
         if not line.first_us:
             line.first_us = line.last_us
             self._pending.append(line)
+        line.first_us = min(line.first_us, line.last_us)  # the clock was set back
         if not self._open or len(self._pending) > MOST_PENDING:
             return self._resolve()
         if line.first_us <= self.proven_us:
@@ -83,11 +96,13 @@ class Delivery:
         line.is_open, line.reason = False, reason
         if not line.is_joined:
             return []
-        self._open -= 1
+        self._open.remove(line)
         if line.last_us >= self.proven_us:
             self._reason = reason
         if self._open:
             return []
+        if line.doubt_us:
+            self.proven_us = min(self.proven_us, line.doubt_us)
         self._dark_since_us = self.proven_us
         return self._resolve()
 
@@ -96,14 +111,14 @@ class Delivery:
         if self._open or self._is_told or now_us - self._dark_since_us < DARK_US:
             return None
         self._is_told = True
-        return Hole(self._begin_us(), None, self._reason)
+        return Hole(self._begin_us(now_us), None, self._reason)
 
     def _resolve(self) -> list[Hole]:
         """No older line will say any more what it heard: whoever has heard something is believed, oldest first."""
         holes = []
         for line in sorted(self._pending, key=lambda each: each.first_us):
-            if self._is_starting or line.first_us > self.proven_us:
-                holes.append(Hole(self._begin_us(), line.first_us, self._reason))
+            if self._is_starting or self._is_told or line.first_us > self.proven_us:
+                holes.append(Hole(self._begin_us(line.first_us), line.first_us, self._reason))
             self._admit(line)
             if self._open:
                 break
@@ -116,12 +131,13 @@ class Delivery:
         self._is_starting = self._is_told = False
         self._has_begin = True
         if line.is_open:
-            self._open += 1
+            self._open.append(line)
         else:
             self._reason, self._dark_since_us = line.reason, self.proven_us
 
     def _may_matter(self, line: Line) -> bool:
         return not line.is_joined and (line.is_open or line.last_us > self.proven_us)
 
-    def _begin_us(self) -> int | None:
-        return self.proven_us if self._has_begin else None
+    def _begin_us(self, at_most_us: int) -> int | None:
+        """Never behind the end, also when the clock was set back in between."""
+        return min(self.proven_us, at_most_us) if self._has_begin else None

@@ -56,6 +56,11 @@ class Feed:
         streams = crc32("/".join(self.streams).encode())
         return f"{self.venue} {self.name.replace(f' {self.venue}', '')} {streams:08x}".encode()
 
+    @property
+    def origins(self) -> bytes:
+        """How the names of all feeds of its dataset and venue begin in the journal, whatever streams they carry."""
+        return f"{self.venue} {self.dataset.name} ".encode()
+
 
 def plan(datasets: Iterable[Dataset], markets: Mapping[str, Wanted], settings: Settings) -> list[Feed]:
     """The feeds that carry the datasets' streams of the wanted symbols."""

@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from crypto_lake.journal import ALIVE, CLOSED, FRAME, LAPSE, OPENED, Journal
+from crypto_lake.journal import ALIVE, CLOSED, DOUBT, FRAME, LAPSE, OPENED, Journal
 from crypto_lake.models.frame import Lapse
 from crypto_lake.models.gap import DISCONNECT, OVERLOAD, SILENCE
 from crypto_lake.monitoring import metrics
@@ -33,13 +33,15 @@ class Intake:
     ) -> None:
         """`shares`: whether several connections deliver the same."""
         assert feed.dataset.live is not None
-        self.delivery = Delivery(journal.heard_us(feed.origin), started_us=now_us)
+        self.delivery = Delivery(journal.heard_us(feed.origin, or_any=feed.origins), started_us=now_us)
         self.silence = Silence(feed.symbols, first_word_s=feed.dataset.live.first_word_s)
         self._feed, self._journal, self._load, self._on_stream = feed, journal, load, on_stream
         self._origin = feed.origin
         self._symbols = list(dict.fromkeys(symbol for symbols in feed.symbols.values() for symbol in symbols))
         self._streams = frozenset(stream.encode() for stream in feed.symbols)
-        self._seen = Seen(ignore_event_time=has_ids(feed.dataset)) if shares else None
+        # What may be given up is counted, and while one connection replaces another both of them deliver.
+        is_counted = shares or feed.dataset.sacrifice > 0
+        self._seen = Seen(ignore_event_time=has_ids(feed.dataset)) if is_counted else None
         self._unseen: set[bytes] = set()  # streams whose first message after a hole is still to come
         self._written_us = 0
         self._shed, self._shed_from_us, self._shed_is_told = 0, 0, False
@@ -64,7 +66,13 @@ class Intake:
 
     def join(self, line: Line) -> None:
         """A line has heard something that is not joined to what is proven."""
+        was_pending = self.delivery.is_pending
         self._note(self.delivery.join(line), line.last_us)
+        if self.delivery.is_pending and not was_pending:
+            # After a crash the dark time would be lost with us: what comes from here on proves nothing.
+            self._journal.append(ALIVE, self._origin, DOUBT, self.delivery.proven_us)
+        elif was_pending and not self.delivery.is_pending:
+            self._journal.append(ALIVE, self._origin, b"", self.delivery.proven_us)
         self._feed.delivering = self.delivery.delivering
 
     def take(self, payload: bytes, received_us: int) -> None:
@@ -113,7 +121,7 @@ class Intake:
         for alarm in alarms:
             self._falls_silent(alarm, now_us)
         self._feed.silent = self.silence.silent
-        if now_us >= self._alive_due_us:
+        if not self._alive_due_us - ALIVE_EVERY_US <= now_us < self._alive_due_us:
             self.show_life()
             self._alive_due_us = now_us + ALIVE_EVERY_US
         return self.silence.wants_renewal(now_us)
@@ -121,7 +129,8 @@ class Intake:
     def show_life(self) -> None:
         """Writes up to when nothing was lost, where the messages do not say it themselves."""
         delivery = self.delivery
-        if delivery.has_begun and delivery.proven_us > self._written_us and not self._shed:
+        is_sure = delivery.has_begun and not delivery.is_pending and not any(line.doubt_us for line in delivery.lines)
+        if is_sure and delivery.proven_us != self._written_us and not self._shed:
             self._journal.append(ALIVE, self._origin, b"", delivery.proven_us)
             self._written_us = delivery.proven_us
 
@@ -136,8 +145,15 @@ class Intake:
     def _note(self, holes: Iterable[Hole], now_us: int) -> None:
         for hole in holes:
             self._write(Lapse(self._symbols, hole.reason, hole.from_us, hole.to_us), now_us)
+            if hole.to_us is not None:
+                self._still_silent(now_us)
             if self._on_stream is not None:
                 self._unseen = set(self._streams)
+
+    def _still_silent(self, now_us: int) -> None:
+        """The end of a hole is the end of all that was said of these symbols before, but not of their silence."""
+        for voice in self.silence.silent_voices:
+            self._write(Lapse(list(self._feed.symbols[voice.stream]), SILENCE, voice.silent_us, None), now_us)
 
     def _write(self, lapse: Lapse, now_us: int) -> None:
         feed = self._feed

@@ -51,10 +51,16 @@ class Answers:
         metrics.lapses_total.labels(self._dataset.name, self._wanted.venue, lapse.reason).inc()
 
 
-async def poll(dataset: Dataset, wanted: Wanted, rest: Rest, journal: Journal, *, every_s: float) -> None:
-    """Asks now and at every full `every_s` since 1970, for ever; what gets no answer is asked again next time."""
+async def poll(
+    dataset: Dataset, wanted: Wanted, rest: Rest, journal: Journal, may_read: asyncio.Event, *, every_s: float
+) -> None:
+    """Asks now and at every full `every_s` since 1970, for ever; what gets no answer is asked again next time.
+
+    While `may_read` is not set nothing is asked: the disk would not take the answers.
+    """
     answers = Answers(dataset, wanted, journal, every_s=every_s)
     while True:
+        await may_read.wait()
         try:
             await snapshot(dataset, wanted, rest, journal, answers)
         except SourceError as error:

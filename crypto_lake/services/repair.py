@@ -61,14 +61,15 @@ class Repair:
             self._missing[dataset.name] = holes.missing
             self._heard.set()
 
-    async def run(self, rest: Rest, journals: Mapping[str, Journal]) -> None:
-        """Asks for what is missing, for ever."""
+    async def run(self, rest: Rest, journals: Mapping[str, Journal], may_read: asyncio.Event) -> None:
+        """Asks for what is missing, for ever; not while the disk would not take the answers."""
         async with asyncio.TaskGroup() as group:
             for _ in range(AT_ONCE):
-                group.create_task(self._work(rest, journals))
+                group.create_task(self._work(rest, journals, may_read))
 
-    async def _work(self, rest: Rest, journals: Mapping[str, Journal]) -> None:
+    async def _work(self, rest: Rest, journals: Mapping[str, Journal], may_read: asyncio.Event) -> None:
         while True:
+            await may_read.wait()
             found = self._next()
             if found is None:
                 await self._wait()

@@ -21,7 +21,11 @@ ENOUGH_PAUSES: Final = 10
 # How far back the past reaches: a market falls asleep within hours.
 MEMORY_S: Final = 900.0
 # A longest pause is kept for so long at least, and for ENOUGH_WORDS.
-WINDOW_US: Final = 600_000_000
+WINDOW_US: Final = 3 * 3_600_000_000
+# A silence that ended within this many limits, and before new connections can have helped, was none: the stream is
+# given twice the time from then on.
+FALSE_LIMITS: Final = 3.0
+MOST_PATIENCE: Final = 8.0
 # A look sees no pauses within its second: a message in each of two looks means a pause of at most half of that, twice.
 ADJACENT_US: Final = 1_500_000
 # After a late look the messages of the meantime are still in the sockets: nobody is judged before they are read.
@@ -51,6 +55,7 @@ class Voice:
     tries: int = 0
     next_try_us: int = 0
     back_us: int = 0
+    patience: float = 1.0
 
     def learn(self, now_us: int, since_us: int) -> None:
         """It has spoken since the last look; before `since_us` nobody listened."""
@@ -80,7 +85,7 @@ class Voice:
         limit_s = max(FLOOR_S, MEAN_PAUSES * mean_s, LONGEST_PAUSES * longest_s)
         known_s = (self.last_us - self.first_us) / 1e6
         is_known = self.words >= ENOUGH_WORDS and known_s >= ENOUGH_PAUSES * longest_s
-        return limit_s if is_known else max(limit_s, first_word_s)
+        return self.patience * limit_s if is_known else max(limit_s, first_word_s)
 
 
 class Alarm(NamedTuple):
@@ -104,6 +109,21 @@ class Silence:
     def silent(self) -> tuple[str, ...]:
         """The streams that are silent now."""
         return tuple(self._silent)
+
+    @property
+    def silent_voices(self) -> list[Voice]:
+        """They, with what is known of them."""
+        return list(self._silent.values())
+
+    def shift(self, step_us: int) -> None:
+        """The clock was set by so much: what is remembered of it moves along."""
+        for voice in self.voices.values():
+            for name in ("heard_us", "silent_us", "first_us", "last_us", "window_us", "next_try_us", "back_us"):
+                if getattr(voice, name):
+                    setattr(voice, name, getattr(voice, name) + step_us)
+        self._since_us += step_us if self._since_us else 0
+        self._looked_us += step_us if self._looked_us else 0
+        self._renewed_us += step_us if self._renewed_us else 0
 
     def look(self, now_us: int, *, is_heard: bool) -> list[Alarm]:
         """Once a second: who has fallen silent. Without `is_heard` nobody listened, and nobody is judged."""
@@ -135,6 +155,8 @@ class Silence:
     def spoke(self, voice: Voice, now_us: int) -> int:
         """A silent one has spoken; returns since when it was silent."""
         from_us, voice.silent_us, voice.back_us = voice.silent_us, 0, now_us
+        if voice.tries <= 1 and now_us - from_us < FALSE_LIMITS * 1e6 * voice.limit_s(self._first_word_s):
+            voice.patience = min(MOST_PATIENCE, 2 * voice.patience)
         del self._silent[voice.stream]
         return from_us
 

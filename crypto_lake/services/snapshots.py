@@ -50,7 +50,7 @@ class Snapshots:
         """A depth stream has begun with this message."""
         try:
             first = msgspec.json.decode(payload, type=_FirstMessage).data
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return  # the drain sets the message aside; without its ids there is nothing to attach a book to
         self.need(feed.venue, first.symbol, first.first_update_id)
 
@@ -74,15 +74,16 @@ class Snapshots:
         """How many books are still to be fetched."""
         return len(self._needs)
 
-    async def fetch(self, rest: Rest, journal: Journal) -> None:
-        """Fetches what is asked for, some at a time, for ever."""
+    async def fetch(self, rest: Rest, journal: Journal, may_read: asyncio.Event) -> None:
+        """Fetches what is asked for, some at a time, for ever; not while the disk would not take the answers."""
         async with asyncio.TaskGroup() as group:
             for _ in range(AT_ONCE):
-                group.create_task(self._work(rest, journal))
+                group.create_task(self._work(rest, journal, may_read))
 
-    async def _work(self, rest: Rest, journal: Journal) -> None:
+    async def _work(self, rest: Rest, journal: Journal, may_read: asyncio.Event) -> None:
         while True:
             book = await self._queue.get()
+            await may_read.wait()
             newest = await self._fetch(book, rest, journal)
             wanted = self._needs.pop(book)
             if newest is None:
@@ -105,7 +106,7 @@ class Snapshots:
                 found = msgspec.json.decode(answer.body, type=DepthSnapshot).final_update_id
                 if found >= self._needs[book]:
                     return found
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 log.warning("snapshot_unreadable", venue=venue, symbol=symbol, reason=str(error))
             except SourceError as error:
                 log.warning("snapshot_failed", venue=venue, symbol=symbol, reason=str(error))

@@ -234,7 +234,9 @@ async def test_a_gate_that_stays_closed_does_not_hold_up_the_stop(
         await asyncio.wait_for(task, 10)
 
 
-async def test_a_snapshot_older_than_its_stream_is_fetched_again(journal: Journal, serve: Any, wait_for: Wait) -> None:
+async def test_a_snapshot_older_than_its_stream_is_fetched_again(
+    journal: Journal, gate: asyncio.Event, serve: Any, wait_for: Wait
+) -> None:
     asked: list[str] = []
 
     async def depth(request: web.Request) -> web.Response:
@@ -246,7 +248,7 @@ async def test_a_snapshot_older_than_its_stream_is_fetched_again(journal: Journa
     async with Rest(lambda _: f"http://{address}") as rest:
         books = Snapshots()
         books.ask(feed, b'{"stream":"btcusdt@depth@100ms","data":{"s":"BTCUSDT","U":100,"u":110}}')
-        task = asyncio.create_task(books.fetch(rest, journal))
+        task = asyncio.create_task(books.fetch(rest, journal, gate))
 
         def ids() -> list[int]:
             journal.flush()
@@ -275,7 +277,7 @@ async def test_every_symbol_of_a_fresh_depth_connection_gets_a_book(
         stop = asyncio.Event()
         async with Rest(lambda _: exchange.rest_url) as rest:
             books = Snapshots()
-            fetching = asyncio.create_task(books.fetch(rest, journal))
+            fetching = asyncio.create_task(books.fetch(rest, journal, gate))
             keeping = asyncio.create_task(keep(feed, journal, gate, stop, policy=Policy(), on_stream=books.ask))
 
             def snapshots() -> list[str]:

@@ -25,7 +25,9 @@ def told(journal: Journal, kind: int) -> list[Record]:
     return [each for each in read_all(journal.directory) if each.kind == kind]
 
 
-async def test_a_time_without_answers_is_a_lapse_of_the_symbols_asked_for(tmp_path: Path, wait_for: Wait) -> None:
+async def test_a_time_without_answers_is_a_lapse_of_the_symbols_asked_for(
+    tmp_path: Path, gate: asyncio.Event, wait_for: Wait
+) -> None:
     well = asyncio.Event()
     well.set()
     refused: list[str] = []
@@ -47,7 +49,7 @@ async def test_a_time_without_answers_is_a_lapse_of_the_symbols_asked_for(tmp_pa
         async with Rest(lambda _: address) as rest:
             wanted = Wanted(FUTURES, ("BTCUSDT", "ETHUSDT"))
             answers = len(told(journal, RESPONSE))
-            task = asyncio.create_task(poll(PRICES, wanted, rest, journal, every_s=EVERY_S))
+            task = asyncio.create_task(poll(PRICES, wanted, rest, journal, gate, every_s=EVERY_S))
             await wait_for(lambda journal=journal, answers=answers: len(told(journal, RESPONSE)) > answers + 4)
             well.clear()
             refused.clear()

@@ -69,9 +69,10 @@ def ids_of(market: GeneratedMarket, venue: str = FUTURES) -> tuple[int, int]:
 async def repairing(
     exchange: Simulator, journal: Journal, *, again_s: tuple[float, ...] = (60.0,)
 ) -> AsyncIterator[Repair]:
-    repair = Repair(again_s=again_s)
+    repair, gate = Repair(again_s=again_s), asyncio.Event()
+    gate.set()
     async with Rest(lambda _: exchange.rest_url) as rest:
-        task = asyncio.create_task(repair.run(rest, {"agg_trade": journal}))
+        task = asyncio.create_task(repair.run(rest, {"agg_trade": journal}, gate))
         yield repair
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -159,7 +160,7 @@ async def test_limits_pages_of_html_and_slow_answers_only_take_time(
 
 @pytest.mark.slow
 async def test_three_hundred_books_stay_in_the_budget_and_trades_do_not_wait_for_them(
-    journal: Journal, tmp_path: Path, wait_for: Callable[..., Any]
+    journal: Journal, gate: asyncio.Event, tmp_path: Path, wait_for: Callable[..., Any]
 ) -> None:
     clock, market = QuickClock(), made(300, frames=60_000)
     books, repair = Snapshots(), Repair()
@@ -171,8 +172,8 @@ async def test_three_hundred_books_stay_in_the_budget_and_trades_do_not_wait_for
         for symbol in market.symbols(FUTURES):
             books.need(FUTURES, symbol, market.instrument(FUTURES, symbol).book.update_id)
         tasks = [
-            asyncio.create_task(books.fetch(rest, depth)),
-            asyncio.create_task(repair.run(rest, {"agg_trade": journal})),
+            asyncio.create_task(books.fetch(rest, depth, gate)),
+            asyncio.create_task(repair.run(rest, {"agg_trade": journal}, gate)),
         ]
         await wait_for(lambda: books.waiting < 290)
         symbols = market.symbols(FUTURES)[:40]
