@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from crypto_lake.config import ConfigError
 from crypto_lake.journal import (
     ALIVE,
     CLOSED,
+    DOUBT,
     FRAME,
     LAPSE,
     OPENED,
@@ -245,3 +247,27 @@ def test_a_torn_record_was_not_heard(tmp_path: Path) -> None:
     assert again.cut_bytes > 0
     assert again.heard_us(ORIGIN) == 1_700_000_000_000_000
     again.close()
+
+
+def test_an_origin_that_was_never_heard_is_taken_for_its_like(tmp_path: Path) -> None:
+    with closing(Journal(tmp_path)) as journal:
+        journal.append(FRAME, b"venue trades 0 aa", b"x", 20)
+        journal.append(FRAME, b"venue trades 1 bb", b"x", 30)
+        journal.append(FRAME, b"venue depth 0 cc", b"x", 40)
+    with closing(Journal(tmp_path)) as again:
+        assert again.heard_us(b"venue trades 0 dd", or_any=b"venue trades ") == 30
+        assert again.heard_us(b"venue trades 0 aa", or_any=b"venue trades ") == 20
+        assert again.heard_us(b"venue books 0 aa", or_any=b"venue books ") is None
+
+
+def test_what_came_in_doubt_was_not_heard(tmp_path: Path) -> None:
+    with closing(Journal(tmp_path)) as journal:
+        journal.append(FRAME, ORIGIN, b"x", 20)
+        journal.append(ALIVE, ORIGIN, DOUBT, 21)
+        journal.append(FRAME, ORIGIN, b"x", 50)
+    with closing(Journal(tmp_path)) as again:
+        assert again.heard_us(ORIGIN) == 21
+        again.append(ALIVE, ORIGIN, b"", 60)
+        again.append(FRAME, ORIGIN, b"x", 70)
+    with closing(Journal(tmp_path)) as third:
+        assert third.heard_us(ORIGIN) == 70

@@ -160,3 +160,21 @@ def test_what_waits_for_a_mute_sibling_is_bounded() -> None:
         delivery.ended(line, DISCONNECT)
     assert holes
     assert holes[0] == Hole(10 * S, 20 * S, RESTART)
+
+
+def test_what_waited_in_the_socket_is_no_proof_that_it_was_delivered_until_it_was_read() -> None:
+    line = Line()
+    delivery = started(line)
+    line.doubt_us = 12 * S  # the sockets rested from then on
+    hear(delivery, line, 60 * S)
+    assert delivery.ended(line, DISCONNECT) == []
+    assert hear(delivery, Line(), 61 * S) == [Hole(12 * S, 61 * S, DISCONNECT)]
+
+
+def test_a_clock_that_is_set_back_in_the_dark_does_not_hide_its_end() -> None:
+    line = Line()
+    delivery = started(line)
+    delivery.ended(line, DISCONNECT)
+    assert delivery.lasting(10 * S + DARK_US) == Hole(10 * S, None, DISCONNECT)
+    assert hear(delivery, Line(), 4 * S) == [Hole(4 * S, 4 * S, DISCONNECT)]
+    assert not delivery.is_dark

@@ -177,6 +177,32 @@ def test_one_that_speaks_again_is_silent_no_more() -> None:
     assert run.silence.silent == ()
 
 
+def test_a_silence_that_ended_by_itself_makes_patient() -> None:
+    run = Run({"ten a second": MARKET["ten a second"]}, 6)
+    run.until(0, 100)
+    voice = run.silence.voices[b"ten a second"]
+    before = voice.limit_s(600)
+    run.dead["ten a second"] = 100
+    run.until(100, 108)
+    run.dead.clear()
+    run.until(108, 110)
+    assert len(run.alarms) == 1
+    assert voice.limit_s(600) >= 2 * before
+
+
+def test_a_clock_that_is_set_moves_what_is_remembered() -> None:
+    run = Run({"ten a second": MARKET["ten a second"]}, 8)
+    run.until(0, 100)
+    voice = run.silence.voices[b"ten a second"]
+    before, heard_us = voice.limit_s(600), voice.heard_us
+    run.silence.shift(3600 * S)
+    assert voice.heard_us == heard_us + 3600 * S
+    assert run.silence.look(START_US + 3700 * S + S, is_heard=True) == []
+    voice.count, voice.heard_us = 1, START_US + 3701 * S
+    run.silence.look(START_US + 3702 * S, is_heard=True)
+    assert voice.limit_s(600) <= before + 10, "no pause of an hour was learned"
+
+
 def test_new_connections_are_tried_at_once_and_then_less_and_less() -> None:
     run = Run({"dead": steady(10.0), "alive": steady(10.0)}, 7, first_word_s=30)
     run.dead["dead"] = 0
