@@ -125,7 +125,7 @@ async def _whole(market: GeneratedMarket, recorder: Recorder, trial: Trial) -> f
 
 def _is_whole(market: GeneratedMarket, root: Path, trial: Trial, calm_s: float) -> bool:
     held = table(root, "agg_trade")
-    if held.is_empty() or held.select("venue", "symbol").n_unique() < trial.symbols + 1:
+    if held.is_empty() or held.select("venue", "symbol").n_unique() <= trial.symbols:
         return False
     for (venue, symbol), part in held.group_by(["venue", "symbol"]):
         # Before a row has come in the calm, what is missing in front of it cannot be known.

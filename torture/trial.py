@@ -104,7 +104,7 @@ FAULTS: Final[dict[str, Callable[[random.Random], Fault]]] = {
     ),
     "new_fields": lambda rng: Fault(kind="new_fields", at_s=_at(rng)),
     "clock_skew": lambda rng: Fault(kind="clock_skew", **_window(rng), skew_s=rng.choice((-3.0, -0.5, 0.5, 3.0))),
-    "delisted": lambda rng: Fault(kind="delisted", at_s=_at(rng), symbols=("ETHUSDT",)),
+    "delisted": lambda rng: Fault(kind="delisted", at_s=round(rng.uniform(5, 9), 2), symbols=("ETHUSDT",)),
     "life": lambda rng: Fault(kind="life", for_s=LAST_S, life_s=round(rng.uniform(1, 4), 2)),
     "shutdown": lambda rng: Fault(kind="shutdown", at_s=_at(rng), for_s=2, delay_s=0.5),
     "refused": lambda rng: Fault(

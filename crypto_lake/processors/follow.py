@@ -129,6 +129,11 @@ class Follower:
         return [*sorted(found, key=lambda hole: hole.start_us), *self._tails()]
 
     @property
+    def dark(self) -> list[Group]:
+        """Whose dark times may still change."""
+        return [group for group, holes in self._dark.items() if holes]
+
+    @property
     def last_holes(self) -> list[Hole]:
         """The newest hole of each symbol that is remembered, whether or not anything can fill it."""
         return [max(holes, key=lambda hole: hole.ids) for holes in self._holes.values() if holes]

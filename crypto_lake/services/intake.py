@@ -147,6 +147,8 @@ class Intake:
             self._write(Lapse(self._symbols, hole.reason, hole.from_us, hole.to_us), now_us)
             if hole.to_us is not None:
                 self._still_silent(now_us)
+                # After a crash within seconds this was the last that was heard.
+                self._journal.append(ALIVE, self._origin, b"", self.delivery.proven_us)
             if self._on_stream is not None:
                 self._unseen = set(self._streams)
 

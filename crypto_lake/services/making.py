@@ -3,7 +3,7 @@
 Nothing is written here, and nothing that a batch shows counts before it is committed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +18,7 @@ from crypto_lake.models.quality import QUALITY
 from crypto_lake.models.rejected import REJECTED
 from crypto_lake.processors.decode import COIN_M, Decoded, Refused, decode, pages
 from crypto_lake.processors.dedupe import Marks
-from crypto_lake.processors.follow import Followed, Follower, Gone, Hole, Page, gap_rows
+from crypto_lake.processors.follow import Followed, Follower, Gone, Group, Hole, Page, gap_rows
 from crypto_lake.processors.quality import Checks, Refusal
 from crypto_lake.processors.shape import Finding, finding_rows, rejected_rows, shape
 from crypto_lake.writers import Sink
@@ -54,6 +54,7 @@ class Maker:
         self.dataset, self.sink = dataset, sink
         self._marks, self._follower, self._checks = Marks(dataset), Follower(dataset), Checks(dataset)
         self._follower.restore(sink.rows(GAP, dataset=dataset.name))
+        self._ask(self._named(self._follower.dark))
 
     @property
     def open_holes(self) -> list[Hole]:
@@ -110,10 +111,11 @@ class Maker:
         self._follower.advance(made.followed)
 
     def _learn(self, rows: pl.DataFrame, lapses: Sequence[Gone]) -> None:
-        """Asks the table how far it holds symbols that were not seen before."""
-        within = list(self.dataset.within)
-        wanted = [rows.select(within), self._unbegun(lapses)]
-        groups = self._marks.unknown(pl.concat(wanted).unique())
+        """Asks the table how far it holds symbols that were not seen before; a lapse may begin with their last row."""
+        self._ask(pl.concat([rows.select(self.dataset.within), self._named(gone.group for gone in lapses)]))
+
+    def _ask(self, wanted: pl.DataFrame) -> None:
+        groups = self._marks.unknown(wanted.unique())
         if groups.is_empty():
             return
         tips = self.sink.marks(self.dataset, groups)
@@ -127,10 +129,8 @@ class Maker:
             tips = tips.rename({"newest": "time"})
         self._checks.learn(tips)
 
-    def _unbegun(self, lapses: Sequence[Gone]) -> pl.DataFrame:
-        """The groups of lapses that began with the last row held, whenever that was."""
-        groups = [gone.group for gone in lapses if gone.lapse.from_us is None]
-        frame = pl.DataFrame(groups, schema={"venue": pl.String, "symbol": pl.String}, orient="row")
+    def _named(self, groups: Iterable[Group]) -> pl.DataFrame:
+        frame = pl.DataFrame(list(groups), schema={"venue": pl.String, "symbol": pl.String}, orient="row")
         apart = self.dataset.chain.apart if self.dataset.chain else None
         return frame.with_columns(pl.lit(value=False).alias(apart)) if apart else frame
 

@@ -419,6 +419,20 @@ def test_a_restart_is_a_gap_from_the_last_row_to_the_first_new_one(delta: Bench)
     assert delta.gaps() == [(None, None, "restart", "filled"), (2, 3, "restart", "open")]
 
 
+def test_after_a_restart_the_venue_is_asked_for_what_a_symbol_that_is_mute_since_then_may_have_lost(
+    delta: Bench,
+) -> None:
+    delta.write(trade(1), trade(2))
+    delta.drain().run_dry()
+    lapse = {"symbols": ["BTCUSDT"], "reason": "restart", "from_us": received_us(1), "to_us": received_us(50)}
+    delta.journal.append(LAPSE, b"binance-futures x", json.dumps(lapse).encode(), received_us(50))
+    delta.journal.flush()
+    for _ in range(2):  # and again after one more restart
+        drain = delta.drain()
+        drain.step()
+        assert [hole.ids[0] for hole in drain.open_holes] == [3]
+
+
 def test_prints_that_are_no_trades_use_an_id_that_is_no_hole(tmp_path: Path) -> None:
     bench = Bench(tmp_path, "delta", DATASETS["trade"])
     for number, fill in ((1, "MARKET"), (2, "NA"), (3, "MARKET")):
