@@ -15,3 +15,8 @@ class SourceError(Exception):
         self.retry_after_s = retry_after_s
         self.code = code
         self.status = status
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the source has understood the question and says no: asking again is in vain."""
+        return self.code is not None and self.retry_after_s is None and (self.status or 500) < 500

@@ -63,7 +63,7 @@ AGG_TRADE = market(
     ),
     is_fillable=True,
     poll=Poll(
-        {FUTURES: Request("/fapi/v1/aggTrades", 20), SPOT: Request("/api/v3/aggTrades", 4)},
+        {FUTURES: Request("/fapi/v1/aggTrades", 20, reach_s=48 * 3600.0), SPOT: Request("/api/v3/aggTrades", 4)},
         AggTradeBody,
         from_id="fromId",
         at_most=1000,

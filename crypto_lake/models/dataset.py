@@ -107,6 +107,8 @@ class Request:
     path: str
     weight: int
     params: Mapping[str, str] = field(default_factory=dict)
+    # How far back it answers; none: to the beginning.
+    reach_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Final
 
-from msgspec import Struct
+from msgspec import DecodeError, Struct
+
+# What reading bytes that are no message of a type may raise.
+UNDECODABLE: Final = (DecodeError, UnicodeDecodeError, RecursionError)
 
 FRAME: Final = 1  # one message of a WebSocket
 RESPONSE: Final = 2  # the body of an answer to a request

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from crypto_lake.config import FUTURES
 from crypto_lake.models.dataset import LEVELS, TIME, Dataset
-from crypto_lake.models.frame import FRAME, RESPONSE, Records
+from crypto_lake.models.frame import FRAME, RESPONSE, UNDECODABLE, Records
 from crypto_lake.processors.levels import NotLevels, level_lists
 
 # What an event may tell beside the table's columns: its own time, `st`, and the kind of fill.
@@ -28,7 +28,6 @@ NULL_FIELD: Final = "null_field"
 TRADED: Final = ("price", "quantity")
 
 Event = TypeVar("Event")
-UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Combined(Struct, Generic[Event], gc=False):

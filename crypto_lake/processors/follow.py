@@ -103,6 +103,7 @@ class Followed:
     kept: dict[Group, list[Hole]] = field(default_factory=dict)
     lapses: dict[Group, list[Lapse]] = field(default_factory=dict)
     dark: dict[Group, list[Hole]] = field(default_factory=dict)
+    aside: pl.DataFrame | None = None
 
     @property
     def holes(self) -> list[Hole]:
@@ -120,6 +121,7 @@ class Follower:
         self._holes: dict[Group, list[Hole]] = {}
         self._lapses: dict[Group, list[Lapse]] = {}
         self._dark: dict[Group, list[Hole]] = {}
+        self._aside: pl.DataFrame | None = None  # rows set aside that no row of the table has passed yet
         self._state_us = 0
 
     @property
@@ -158,12 +160,14 @@ class Follower:
         newest = gaps.sort("state_time", maintain_order=True).unique(GAP.key, keep="last", maintain_order=True)
         states_us = newest["state_time"].dt.epoch("us")
         self._state_us = max(states_us, default=0)
-        since_us = self._state_us - LATE_US
-        for row, state_us in zip(newest.iter_rows(named=True), states_us, strict=True):
+        is_recent = states_us > self._state_us - LATE_US
+        is_lapse, state = pl.col("first_id").is_null(), pl.col("state")
+        matters = pl.when(is_lapse).then(is_recent | (state != FILLED)).otherwise(is_recent & (state == UNFILLABLE))
+        for row in newest.filter((state == OPEN) | matters).iter_rows(named=True):
             hole = _hole(row)
             if hole.first_id is None:
                 self._restore_lapse(hole)
-            elif hole.state == OPEN or (hole.state == UNFILLABLE and state_us > since_us):
+            else:
                 self._holes.setdefault(hole.group, []).append(hole)
 
     def _restore_lapse(self, hole: Hole) -> None:
@@ -187,6 +191,7 @@ class Follower:
         ids of the sequence and are none of the table; in its column `is_final` stands whether asking again is in vain.
         """
         found = Followed(max(now_us, self._state_us + 1))
+        found.aside = aside = _both(self._aside, aside)
         for gone in lapses:
             self._lapse(gone, found)
         if has_sequence(self.dataset) and rows.height:
@@ -210,19 +215,30 @@ class Follower:
         if found.holes:
             self._state_us = found.state_us
         self._tips |= found.tips
+        self._aside = self._above_tips(found.aside)
         self._lapses |= found.lapses
         self._dark |= found.dark
         self._holes |= found.kept
+        fresh: dict[Group, list[Hole]] = {}
         for each in found.fresh:
-            holes = self._holes.setdefault(each.hole.group, [])
-            if all(hole.ids != each.hole.ids for hole in holes):
-                holes.append(each.hole)
-        for group in {*found.kept, *(each.hole.group for each in found.fresh)}:
-            self._holes[group] = [hole for hole in self._holes[group] if self._may_come(hole)]
+            fresh.setdefault(each.hole.group, []).append(each.hole)
+        for group in {*found.kept, *fresh}:
+            holes = self._holes.get(group, [])
+            known = {hole.ids for hole in holes}
+            holes = [*holes, *(hole for hole in fresh.get(group, ()) if hole.ids not in known)]
+            self._holes[group] = [hole for hole in holes if self._may_come(hole)]
+
+    def _above_tips(self, aside: pl.DataFrame | None) -> pl.DataFrame | None:
+        if aside is None or aside.is_empty():
+            return None
+        column = self.dataset.sequence or (self.dataset.chain.last if self.dataset.chain else "")
+        tips = [self._tips.get((venue, symbol)) for venue, symbol in aside.select(WITHIN).iter_rows()]
+        passed = [tip is not None and tip.last >= last for tip, last in zip(tips, aside[column], strict=True)]
+        return aside.filter(~pl.Series(passed, dtype=pl.Boolean))
 
     def _may_come(self, hole: Hole) -> bool:
         tip = self._tips.get(hole.group)
-        return hole.state == OPEN or tip is None or tip.time_us - hole.start_us < LATE_US
+        return hole.state == OPEN or tip is None or tip.time_us - (hole.end_us or hole.start_us) < LATE_US
 
     def _follow_ids(
         self, linked: pl.DataFrame, aside: pl.DataFrame | None, pages: Sequence[Page], found: Followed
@@ -253,7 +269,12 @@ class Follower:
 
     def _fill(self, group: Group, part: "_Links", pages: Sequence[Page], found: Followed) -> None:
         kept = []
+        low = min([int(part.follows.min()) + 1, *(page.first_id for page in pages)])
+        high = max([int(part.last[-1]), *(page.last_id for page in pages)])
         for hole in self._holes.get(group, ()):
+            if hole.ids[1] < low or hole.ids[0] > high:
+                kept.append(hole)
+                continue
             pieces = [each for piece in _divided(hole, part) for each in _not_there(piece, pages)]
             if pieces != [hole]:
                 found.changed += pieces
@@ -319,7 +340,12 @@ class _Links:
         self.is_final = bool(part["is_final"].all()) if "is_final" in part.columns else False
 
     def tip(self, before: Tip | None) -> Tip:
-        last, received_us = int(self.last[-1]), int(self.received_us.max())
+        # A row below the tip (an answer about an older hole) says nothing about the time behind it.
+        at_tip = self.last >= (self.last[-1] if before is None else before.last)
+        if not at_tip.any():
+            assert before is not None
+            return before
+        received_us, last = int(self.received_us[at_tip].max()), int(self.last[-1])
         if before is not None and before.last >= last:
             return before._replace(received_us=max(before.received_us, received_us))
         return Tip(last, int(self.time_us[-1]), received_us)
@@ -356,6 +382,12 @@ def _linked(dataset: Dataset, rows: pl.DataFrame) -> pl.DataFrame:
     also = [name for name in ("is_final",) if name in rows.columns]
     linked = links(dataset, rows.with_row_index("place"), received_us, "place", *also).drop_nulls("follows")
     return linked.with_columns(pl.col("time").dt.epoch("us").alias("time_us"))
+
+
+def _both(old: pl.DataFrame | None, new: pl.DataFrame | None) -> pl.DataFrame | None:
+    if old is None or new is None:
+        return old if new is None else new
+    return pl.concat([old, new])
 
 
 def _links_by_group(dataset: Dataset, rows: pl.DataFrame | None) -> dict[Group, _Links]:
@@ -414,22 +446,25 @@ def _set_aside(hole: Hole, aside: _Links | None) -> Iterator[Hole]:
             yield piece
 
 
-def _not_there(hole: Hole, pages: Sequence[Page]) -> Iterator[Hole]:
+def _not_there(hole: Hole, pages: Sequence[Page]) -> list[Hole]:
     """The hole in pieces: what the venue gave no row for when it was asked, and the rest."""
-    if hole.state != OPEN or not pages:
-        yield hole
-        return
-    page, *others = pages
+    pieces = [hole]
+    for page in pages:
+        pieces = [each for piece in pieces for each in _cut(piece, page)]
+    return pieces
+
+
+def _cut(hole: Hole, page: Page) -> Iterator[Hole]:
     first_id, last_id = hole.ids
     low, high = max(first_id, page.first_id), min(last_id, page.last_id)
-    if low > high:
-        yield from _not_there(hole, others)
+    if hole.state != OPEN or low > high:
+        yield hole
         return
     if low > first_id:
-        yield from _not_there(replace(hole, last_id=low - 1), others)
+        yield replace(hole, last_id=low - 1)
     yield replace(hole, first_id=low, last_id=high, state=UNFILLABLE, reason=NOT_AT_VENUE)
     if high < last_id:
-        yield from _not_there(replace(hole, first_id=high + 1), others)
+        yield replace(hole, first_id=high + 1)
 
 
 def gap_rows(dataset: Dataset, found: Followed) -> pl.DataFrame:

@@ -128,8 +128,11 @@ class Drain:
     def _make(self, records: Records) -> Made | None:
         """The batch, as long as it can be without waiting; None when its first record has to wait for others."""
         assert self._maker is not None
-        must_end_here = self.is_closed or bool(self._stops)
-        until_us = FOREVER_US if must_end_here else self._clock_us() - FLUSHED_US
+        now_us = self._clock_us()
+        # A clock that was set back must not make us wait for a time that has been.
+        is_future = max(records.received_us, default=0) > now_us + FLUSHED_US
+        must_end_here = self.is_closed or bool(self._stops) or is_future
+        until_us = FOREVER_US if must_end_here else now_us - FLUSHED_US
         made = self._maker.make(records, self._ahead, until_us=until_us)
         while isinstance(made, Early):
             if not made.records:

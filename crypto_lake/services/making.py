@@ -16,10 +16,10 @@ from crypto_lake.models.frame import LAPSE, OTHERS, Lapse
 from crypto_lake.models.gap import GAP, SILENCE
 from crypto_lake.models.quality import QUALITY
 from crypto_lake.models.rejected import REJECTED
-from crypto_lake.processors.decode import COIN_M, Decoded, Refused, decode, pages
+from crypto_lake.processors.decode import COIN_M, NULL_FIELD, Decoded, Refused, decode, pages
 from crypto_lake.processors.dedupe import Marks
 from crypto_lake.processors.follow import Followed, Follower, Gone, Group, Hole, Page, gap_rows
-from crypto_lake.processors.quality import Checks, Refusal
+from crypto_lake.processors.quality import PER_BATCH, Checks, Refusal
 from crypto_lake.processors.shape import Finding, finding_rows, rejected_rows, shape
 from crypto_lake.writers import Sink
 
@@ -52,6 +52,7 @@ class Maker:
 
     def __init__(self, dataset: Dataset, sink: Sink) -> None:
         self.dataset, self.sink = dataset, sink
+        sink.was_changed_by_others(dataset)  # what comes from here on is noticed
         self._marks, self._follower, self._checks = Marks(dataset), Follower(dataset), Checks(dataset)
         self._follower.restore(sink.rows(GAP, dataset=dataset.name))
         self._ask(self._named(self._follower.dark))
@@ -156,11 +157,16 @@ class Maker:
             if not behind:
                 break
             position, seen_us = behind.end, max([seen_us, *behind.received_us])
-            rows = shape(self.dataset, decode(self.dataset, behind).frame)
-            self._follower.patch(followed, rows, until_us=deadline_us)
+            self._follower.patch(followed, self._fitting(behind), until_us=deadline_us)
         known_us = max(seen_us, until_us)
         waiting = [fresh.place for fresh in followed.fresh if fresh.revealed_us + REORDER_US > known_us]
         return min(waiting, default=None)
+
+    def _fitting(self, behind: Records) -> pl.DataFrame:
+        """The rows in records that no check of values will refuse when their turn comes."""
+        rows = shape(self.dataset, decode(self.dataset, behind).frame)
+        unfit = {place for place, _ in Checks(self.dataset).check(rows, found_us=0).refused}
+        return rows.filter(pl.Series([place not in unfit for place in range(rows.height)])) if unfit else rows
 
     def _refuse(
         self, refusals: Sequence[Refusal], decoded: Decoded, rows: pl.DataFrame, records: Records
@@ -199,9 +205,17 @@ def _stale(lapses: Sequence[Gone]) -> Iterator[Finding]:
 
 
 def _null_fields(refused: Sequence[Refused]) -> Iterator[Finding]:
+    """One each, and when there are many of a symbol, the rest of them as one."""
+    found: dict[Group, list[Refused]] = {}
     for each in refused:
         if each.check:
-            yield Finding(each.venue, each.symbol, each.check, "error", each.received_us, each.received_us)
+            found.setdefault((each.venue, each.symbol), []).append(each)
+    for (venue, symbol), unfit in found.items():
+        for each in unfit[:PER_BATCH]:
+            yield Finding(venue, symbol, NULL_FIELD, "error", each.received_us, each.received_us)
+        if rest := unfit[PER_BATCH:]:
+            times = [each.received_us for each in rest]
+            yield Finding(venue, symbol, NULL_FIELD, "error", min(times), max(times), observed=len(rest))
 
 
 def _raw(dataset: Dataset, records: Records, number: int, rows: pl.DataFrame, place: int) -> bytes:

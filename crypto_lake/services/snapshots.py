@@ -13,6 +13,7 @@ from crypto_lake.connections.backoff import backoff_s
 from crypto_lake.connections.rest import Rest
 from crypto_lake.journal import Journal
 from crypto_lake.models.depth import DEPTH, DepthSnapshot
+from crypto_lake.models.frame import UNDECODABLE
 from crypto_lake.services.collect import Feed
 from crypto_lake.services.contract import Holes
 from crypto_lake.services.poll import record
@@ -50,8 +51,10 @@ class Snapshots:
         """A depth stream has begun with this message."""
         try:
             first = msgspec.json.decode(payload, type=_FirstMessage).data
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNDECODABLE:
             return  # the drain sets the message aside; without its ids there is nothing to attach a book to
+        # Whatever was fetched before: the ids of a stream that begins anew may have begun anew too.
+        self._newest.pop((feed.venue, first.symbol), None)
         self.need(feed.venue, first.symbol, first.first_update_id)
 
     def hear(self, holes: Holes) -> None:
@@ -63,6 +66,9 @@ class Snapshots:
     def need(self, venue: str, symbol: str, update_id: int) -> None:
         """The book is wanted as it is at this update or later; one that was fetched already will do."""
         book = venue, symbol
+        assert DEPTH.poll is not None
+        if venue not in DEPTH.poll.requests:
+            return
         if self._newest.get(book, -1) >= update_id:
             return
         if book not in self._needs:
@@ -85,10 +91,11 @@ class Snapshots:
             book = await self._queue.get()
             await may_read.wait()
             newest = await self._fetch(book, rest, journal)
-            wanted = self._needs.pop(book)
             if newest is None:
                 log.error("no_snapshot", venue=book[0], symbol=book[1], effect="its book cannot be rebuilt yet")
+                self._queue.put_nowait(book)  # behind all others
                 continue
+            wanted = self._needs.pop(book)
             self._newest[book] = newest
             if wanted > newest:  # another hole meanwhile
                 self.need(*book, wanted)
@@ -106,10 +113,12 @@ class Snapshots:
                 found = msgspec.json.decode(answer.body, type=DepthSnapshot).final_update_id
                 if found >= self._needs[book]:
                     return found
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except UNDECODABLE as error:
                 log.warning("snapshot_unreadable", venue=venue, symbol=symbol, reason=str(error))
             except SourceError as error:
                 log.warning("snapshot_failed", venue=venue, symbol=symbol, reason=str(error))
+                if error.is_final:
+                    return self._needs[book]  # the venue has no such book, and never will
                 await asyncio.sleep(error.retry_after_s or 0)
             await asyncio.sleep(backoff_s(attempt, random.random))
         return None

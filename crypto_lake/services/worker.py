@@ -12,6 +12,7 @@ import select
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -98,11 +99,11 @@ def drain_all(drains: list[Drain], until_s: float) -> None:
         left = [drain for drain in left if _one_batch(drain) and drain.position < goals[drain]]
     for drain in drains:
         if _can_ask(drain.dataset) and drain.open_holes != told[drain]:
-            _say(_holes(drain.dataset, drain.open_holes[:HOLES_TOLD]))
+            _say(_holes(drain.dataset, _to_be_had(drain.dataset, drain.open_holes)[:HOLES_TOLD]))
     for drain in unopened:
         # Whoever was to see to these may have died before: a book has to be fetched behind its last hole.
-        if drain.dataset.chain and drain.last_holes:
-            _say(_holes(drain.dataset, drain.last_holes))
+        if drain.dataset.chain:
+            _tell_newest(drain.dataset, drain.last_holes)
     _say(Round({drain.dataset.name: drain.position for drain in drains}, _rss_bytes()))
 
 
@@ -117,14 +118,33 @@ def _one_batch(drain: Drain) -> bool:
     if not done.records and not done.rejected:
         return False
     _say(_batch(drain.dataset.name, done, time.monotonic() - began_s))
-    if done.revealed and not _can_ask(drain.dataset):
-        _say(_holes(drain.dataset, done.revealed))
+    if drain.dataset.chain:
+        _tell_newest(drain.dataset, done.revealed)
     return True
 
 
 def _can_ask(dataset: Dataset) -> bool:
     """Whether missing rows can be asked for by their ids; then all open holes are told, otherwise the new ones once."""
     return dataset.poll is not None and bool(dataset.poll.from_id)
+
+
+def _to_be_had(dataset: Dataset, holes: Sequence[Hole]) -> list[Hole]:
+    """Those within the venue's reach, in turns by symbol: a long past of one must not keep the others waiting."""
+    now_us, turns, due = time.time_ns() // 1000, Counter[tuple[str, str]](), []
+    for hole in holes:
+        request = dataset.poll.requests.get(hole.venue) if dataset.poll else None
+        reach_us = now_us - 1e6 * request.reach_s if request and request.reach_s else 0
+        if request and (hole.end_us or now_us) > reach_us:
+            turns[hole.group] += 1
+            due.append((turns[hole.group], hole.start_us, hole))
+    return [hole for _, _, hole in sorted(due, key=lambda each: each[:2])]
+
+
+def _tell_newest(dataset: Dataset, holes: Sequence[Hole]) -> None:
+    """Of each symbol the newest hole: a book from behind that one is behind all of them."""
+    newest = list({hole.group: hole for hole in sorted(holes, key=lambda hole: hole.ids)}.values())
+    for at in range(0, len(newest), HOLES_TOLD):
+        _say(_holes(dataset, newest[at : at + HOLES_TOLD]))
 
 
 def _holes(dataset: Dataset, holes: Sequence[Hole]) -> Holes:

@@ -196,7 +196,7 @@ async def test_a_pulse_keeps_a_quiet_feed_alive_and_is_not_recorded(
         stop.set()
         await task
     journal.flush()
-    assert [r.kind for r in read_all(journal.directory)] == [OPENED, LAPSE, CLOSED, ALIVE]
+    assert [r.kind for r in read_all(journal.directory)] == [OPENED, LAPSE, ALIVE, CLOSED, ALIVE]
 
 
 async def test_a_closed_gate_leaves_the_data_with_the_venue(

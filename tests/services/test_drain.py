@@ -433,7 +433,8 @@ def test_after_a_restart_the_venue_is_asked_for_what_a_symbol_that_is_mute_since
         assert [hole.ids[0] for hole in drain.open_holes] == [3]
 
 
-def test_prints_that_are_no_trades_use_an_id_that_is_no_hole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch_messages", [1, 2, 10])
+def test_prints_that_are_no_trades_use_an_id_that_is_no_hole(tmp_path: Path, batch_messages: int) -> None:
     bench = Bench(tmp_path, "delta", DATASETS["trade"])
     for number, fill in ((1, "MARKET"), (2, "NA"), (3, "MARKET")):
         data = {
@@ -441,10 +442,40 @@ def test_prints_that_are_no_trades_use_an_id_that_is_no_hole(tmp_path: Path) -> 
             "m": True,
         }  # fmt: skip
         bench.write(json.dumps({"stream": "btcusdt@trade", "data": data}).encode())
-    bench.drain().run_dry()
+    bench.drain(batch_messages=batch_messages).run_dry()
     assert bench.gaps() == [(2, 2, "venue", "unfillable")]
     assert bench.rows(REJECTED).height == 1
     bench.journal.close()
+
+
+def test_a_row_out_of_order_that_will_be_refused_fills_nothing(delta: Bench) -> None:
+    delta.write(trade(1), trade(3))
+    delta.write(trade(2).replace(b'"p": "1.5"', b'"p": "-1.5"'), trade(4), at_s=1)
+    delta.drain(batch_messages=2).run_dry()
+    assert delta.ids() == [1, 3, 4]
+    assert [gap[:2] for gap in delta.gaps()] == [(2, 2)]
+
+
+def test_many_answers_in_one_batch_are_no_burden(delta: Bench) -> None:
+    delta.write(trade(1), trade(5000))
+    for number in range(1500):
+        delta.write_page(2 * number + 1, 2 * number + 3)
+    delta.drain(batch_messages=100_000).run_dry()
+    assert delta.ids() == [*range(1, 3002, 2), 5000]
+    assert delta.gaps()[-1] == (3002, 4999, "sequence", "open")
+
+
+def test_an_answer_about_an_older_hole_proves_nothing_about_a_later_time(delta: Bench) -> None:
+    delta.write(trade(1), trade(4), trade(6))
+    delta.drain().run_dry()
+    lapse = {"symbols": ["BTCUSDT"], "reason": "restart", "from_us": received_us(1), "to_us": received_us(5)}
+    delta.journal.append(LAPSE, b"binance-futures x", json.dumps(lapse).encode(), received_us(5))
+    body = json.dumps([{name: json.loads(trade(id_))["data"][name] for name in "apqflTm"} for id_ in (1, 2, 3, 4)])
+    origin = b"binance-futures /fapi/v1/aggTrades?symbol=BTCUSDT&fromId=1&limit=5"
+    delta.journal.append(RESPONSE, origin, body.encode(), received_us(9))
+    delta.journal.flush()
+    delta.drain().run_dry()
+    assert (None, None, "restart", "open") in delta.gaps()
 
 
 def test_a_row_that_fails_a_check_is_rejected_found_and_asked_for(delta: Bench) -> None:
