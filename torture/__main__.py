@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import faulthandler
 import shutil
 import sys
 import tempfile
@@ -37,6 +38,7 @@ def main() -> int:
     parser.add_argument("--resync", action="store_true", help="300 symbols that need their books at once (minutes)")
     arguments = parser.parse_args()
     if arguments.one is not None:
+        faulthandler.dump_traceback_later(PATIENCE_S - 10, exit=True)  # one that hangs says where
         sys.stdout.buffer.write(msgspec.json.encode(asyncio.run(run(trial(arguments.one), arguments.home))))
         return 0
     if arguments.resync:
