@@ -10,6 +10,7 @@ import polars as pl
 
 from crypto_lake.config import FUTURES, SPOT
 from crypto_lake.simulator import GeneratedMarket, Simulator
+from crypto_lake.simulator.hub import Served
 from torture.recorder import Recorder
 from torture.trial import CALM_S, Trial
 from torture.truth import KEYS, check, table
@@ -18,6 +19,7 @@ from torture.truth import KEYS, check, table
 REPAIR_S: Final = 75.0
 BEGIN_S: Final = 30.0
 LOOK_EVERY_S: Final = 0.5
+PULSE_S: Final = 2.0
 
 
 class Outcome(msgspec.Struct):
@@ -66,7 +68,7 @@ async def run(trial: Trial, home: Path) -> Outcome:
             wrong.append(f"the recorder ended with {status}")
         # A connection on which nothing ever comes is no begin of a recording.
         liquidations = [each for each in exchange.served if any("@forceOrder" in name for name in each.streams)]
-        served = [each.opened_s for each in liquidations if each.mute_s is None]
+        served = [each.opened_s for each in liquidations if each.mute_s is None and _spoke(each)]
     verdict = await asyncio.to_thread(
         check,
         recorder.root,
@@ -90,6 +92,11 @@ async def run(trial: Trial, home: Path) -> Outcome:
         repair_s,
         [*wrong, *verdict.wrong],
     )
+
+
+def _spoke(served: Served) -> bool:
+    """Whether a connection lived for long enough to deliver its pulse before it was half open."""
+    return served.half_open_s is None or served.half_open_s - served.opened_s > PULSE_S
 
 
 async def _begun(recorder: Recorder) -> None:
