@@ -2,14 +2,15 @@
 
 import asyncio
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import polars as pl
 
 from crypto_lake.config import FUTURES, SPOT
-from crypto_lake.simulator import GeneratedMarket, Simulator
+from crypto_lake.simulator import Frame, GeneratedMarket, Simulator
 from crypto_lake.simulator.hub import Served
 from torture.recorder import Recorder
 from torture.trial import CALM_S, Trial
@@ -20,6 +21,19 @@ REPAIR_S: Final = 75.0
 BEGIN_S: Final = 30.0
 LOOK_EVERY_S: Final = 0.5
 PULSE_S: Final = 2.0
+
+
+class Told(GeneratedMarket):
+    """A market that knows when it told of everything: behind its own clock when the machine is busy."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.told: list[Frame] = []
+        super().__init__(**settings)
+
+    def _noted(self, frames: Iterator[Frame]) -> Iterator[Frame]:
+        kept, now_ms = list(super()._noted(frames)), time.time_ns() // 1_000_000
+        self.told += [frame._replace(time_ms=now_ms) for frame in kept]
+        return iter(kept)
 
 
 class Outcome(msgspec.Struct):
@@ -40,7 +54,7 @@ class Outcome(msgspec.Struct):
 
 async def run(trial: Trial, home: Path) -> Outcome:
     """Records a market under faults and kills, waits for repair, then holds the tables against the market."""
-    market = GeneratedMarket(
+    market = Told(
         futures=trial.symbols, spot=("BTCUSDT",), rate=trial.rate, seed=trial.seed, record=True, history=trial.history
     )
     async with Simulator(market, faults=trial.scenario) as exchange:
@@ -72,7 +86,7 @@ async def run(trial: Trial, home: Path) -> Outcome:
     verdict = await asyncio.to_thread(
         check,
         recorder.root,
-        list(market.ledger or ()),
+        market.told,
         since_s=min(served, default=stopped_s),
         until_s=stopped_s,
         skewed="clock_skew" in trial.has,

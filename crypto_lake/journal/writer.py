@@ -16,7 +16,7 @@ SEGMENT_BYTES: Final = 256 * 2**20
 # What may wait for the disk; above it the sockets are not read until the disk has caught up.
 MAX_WAITING_BYTES: Final = 64 * 2**20
 # Records that say that something was heard at their time.
-HEARD: Final = (FRAME, RESPONSE)
+HEARD: Final = (FRAME, RESPONSE, ALIVE)
 
 
 class Journal:
@@ -32,6 +32,7 @@ class Journal:
         self.directory = directory
         self.cut_bytes = 0
         self._heard_us: dict[bytes, int] = {}
+        self._doubts: dict[bytes, tuple[int, int | None]] = {}
         self._segment_bytes = segment_bytes
         self._clock_ns = clock_ns
         self._waiting: list[bytes] = []
@@ -66,6 +67,11 @@ class Journal:
         """
         like = (heard for name, heard in self._heard_us.items() if or_any and name.startswith(or_any))
         return self._heard_us.get(origin, max(like, default=None))
+
+    def doubt_us(self, origin: bytes) -> tuple[int, int] | None:
+        """A time of which an earlier writer could not say, when it ended, whether anything was delivered (µs)."""
+        since_us, until_us = self._doubts.get(origin, (0, None))
+        return None if until_us is None else (since_us, until_us)
 
     @property
     def waiting_bytes(self) -> int:
@@ -155,7 +161,6 @@ class Journal:
     def _read_back(self, segment: Segment) -> int:
         """Learns when what was heard last in a file; returns the position behind its last whole record."""
         position = segment.start
-        doubtful: set[bytes] = set()
         while True:
             records = read(self.directory, position, until=segment.end)
             if records.end <= position or not records:
@@ -163,13 +168,14 @@ class Journal:
             for kind, origin, received_us, payload in zip(
                 records.kinds, records.origins, records.received_us, records.payloads, strict=True
             ):
-                if kind == ALIVE:
+                if kind in HEARD:
                     self._heard_us[origin] = received_us
-                    (doubtful.add if payload == DOUBT else doubtful.discard)(origin)
-                elif kind in HEARD and origin not in doubtful:
-                    self._heard_us[origin] = received_us
-                elif kind == LAPSE:
-                    doubtful.discard(origin)
+                if payload == DOUBT and kind == ALIVE:
+                    self._doubts[origin] = (received_us, None)
+                elif kind in (ALIVE, LAPSE):
+                    self._doubts.pop(origin, None)
+                elif kind == FRAME and origin in self._doubts and self._doubts[origin][1] is None:
+                    self._doubts[origin] = (self._doubts[origin][0], received_us)
             position = records.end
 
     def _rotate(self) -> None:

@@ -46,6 +46,8 @@ class Intake:
         self._written_us = 0
         self._shed, self._shed_from_us, self._shed_is_told = 0, 0, False
         self._alive_due_us = now_us + ALIVE_EVERY_US
+        if doubt := journal.doubt_us(feed.origin):
+            self._write(Lapse(self._symbols, DISCONNECT, *doubt), now_us)
 
     # What happens on a connection
 

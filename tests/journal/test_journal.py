@@ -260,14 +260,14 @@ def test_an_origin_that_was_never_heard_is_taken_for_its_like(tmp_path: Path) ->
         assert again.heard_us(b"venue books 0 aa", or_any=b"venue books ") is None
 
 
-def test_what_came_in_doubt_was_not_heard(tmp_path: Path) -> None:
+def test_a_time_in_doubt_is_known_to_the_next_writer_unless_it_was_settled(tmp_path: Path) -> None:
     with closing(Journal(tmp_path)) as journal:
         journal.append(FRAME, ORIGIN, b"x", 20)
         journal.append(ALIVE, ORIGIN, DOUBT, 21)
         journal.append(FRAME, ORIGIN, b"x", 50)
+        journal.append(FRAME, ORIGIN, b"x", 60)
     with closing(Journal(tmp_path)) as again:
-        assert again.heard_us(ORIGIN) == 21
-        again.append(ALIVE, ORIGIN, b"", 60)
-        again.append(FRAME, ORIGIN, b"x", 70)
+        assert (again.heard_us(ORIGIN), again.doubt_us(ORIGIN)) == (60, (21, 50))
+        again.append(ALIVE, ORIGIN, b"", 70)
     with closing(Journal(tmp_path)) as third:
-        assert third.heard_us(ORIGIN) == 70
+        assert (third.heard_us(ORIGIN), third.doubt_us(ORIGIN)) == (70, None)
