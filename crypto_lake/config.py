@@ -21,7 +21,9 @@ CommaList = Annotated[tuple[str, ...], NoDecode]
 ALL_SYMBOLS = "all"
 FEW_WORDS = 20
 LONGEST_NAME = 60
-FUTURES, SPOT = "binance-futures", "binance"
+FUTURES, SPOT, COIN_M = "binance-futures", "binance", "binance-delivery"
+OFFICIAL_DUMPS = "https://data.binance.vision"
+OFFICIAL_LISTING = "https://s3-ap-northeast-1.amazonaws.com/data.binance.vision"
 
 
 class ConfigError(Exception):
@@ -103,6 +105,12 @@ class Settings(BaseSettings):
     spot_rest: str = Field(
         "https://data-api.binance.vision", alias="LAKE_BINANCE_REST", description="spot REST address"
     )
+    dumps: str = Field(OFFICIAL_DUMPS, alias="LAKE_BINANCE_DUMPS", description="address of the official data files")
+    dumps_listing: str = Field(
+        "",
+        alias="LAKE_BINANCE_DUMPS_LISTING",
+        description="address that lists these files; empty = the one that belongs to LAKE_BINANCE_DUMPS",
+    )
     api_key: str = Field("", alias="API_KEY", repr=False, description="sent as X-MBX-APIKEY; market data needs none")
 
     log_to_terminal: bool = Field(True, alias="LOG_TO_TERMINAL", description="log on stderr, readable")
@@ -126,7 +134,7 @@ class Settings(BaseSettings):
     def _websocket_address(cls, value: str) -> str:
         return _address(value, ("ws://", "wss://"))
 
-    @field_validator("futures_rest", "spot_rest")
+    @field_validator("futures_rest", "spot_rest", "dumps")
     @classmethod
     def _rest_address(cls, value: str) -> str:
         return _address(value, ("http://", "https://"))
@@ -138,6 +146,17 @@ class Settings(BaseSettings):
     def rest_address(self, venue: str) -> str:
         """The REST address of a venue."""
         return {FUTURES: self.futures_rest, SPOT: self.spot_rest}[venue]
+
+    @property
+    def listing_address(self) -> str:
+        """Where the official files are listed: S3's own address for Binance's bucket, the dumps' own for any other."""
+        own = OFFICIAL_LISTING if self.dumps == OFFICIAL_DUMPS else self.dumps
+        return (self.dumps_listing or own).rstrip("/")
+
+    @property
+    def landing(self) -> Path:
+        """Where downloaded archives are until their rows are in the tables."""
+        return self.state / "landing"
 
     @property
     def journals(self) -> Path:

@@ -1,10 +1,14 @@
 """Aggregated trades: the fills of one taker order at one price, merged by the venue."""
 
+from typing import Final
+
 from msgspec import Struct, field
 
-from crypto_lake.config import FUTURES, SPOT
+from crypto_lake.config import COIN_M, FUTURES, SPOT
 from crypto_lake.models.dataset import (
+    Archive,
     DecimalText,
+    Dump,
     Id,
     Live,
     Millis,
@@ -41,6 +45,22 @@ class AggTrade(AggTradeBody, tag_field="e", tag="aggTrade", kw_only=True, gc=Fal
     market_type: int | None = field(name="st", default=None)
 
 
+FILE: Final = {
+    "agg_trade_id": "agg_trade_id",
+    "price": "price",
+    "quantity": "quantity",
+    "first_trade_id": "first_trade_id",
+    "last_trade_id": "last_trade_id",
+    "transact_time": "time",
+    "is_buyer_maker": "is_buyer_maker",
+}
+SPOT_FILE: Final = {
+    **{name: column for name, column in FILE.items() if column not in ("time", "is_buyer_maker")},
+    "time": "time",
+    "is_buyer_maker": "is_buyer_maker",
+    "is_best_match": "",
+}
+
 AGG_TRADE = market(
     "agg_trade",
     "aggregated trades: fills of one taker order at one price",
@@ -67,5 +87,8 @@ AGG_TRADE = market(
         AggTradeBody,
         from_id="fromId",
         at_most=1000,
+    ),
+    dump=Dump(
+        {FUTURES: Archive("aggTrades", FILE), COIN_M: Archive("aggTrades", FILE), SPOT: Archive("aggTrades", SPOT_FILE)}
     ),
 )

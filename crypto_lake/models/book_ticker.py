@@ -1,11 +1,24 @@
 """The best bid and ask, at every change."""
 
-from typing import Literal
+from typing import Final, Literal
 
 from msgspec import Struct, field
 
-from crypto_lake.config import FUTURES, SPOT
-from crypto_lake.models.dataset import DecimalText, Id, Live, Millis, Stream, Symbol, integer, market, price, time
+from crypto_lake.config import COIN_M, FUTURES, SPOT
+from crypto_lake.models.dataset import (
+    Archive,
+    DecimalText,
+    Dump,
+    Id,
+    Live,
+    Millis,
+    Stream,
+    Symbol,
+    integer,
+    market,
+    price,
+    time,
+)
 
 
 class BookTicker(Struct, gc=False):
@@ -23,6 +36,19 @@ class BookTicker(Struct, gc=False):
     market_type: int | None = field(name="st", default=None)
 
 
+FILE: Final = Archive(
+    "bookTicker",
+    {
+        "update_id": "update_id",
+        "best_bid_price": "bid_price",
+        "best_bid_qty": "bid_quantity",
+        "best_ask_price": "ask_price",
+        "best_ask_qty": "ask_quantity",
+        "transaction_time": "time",
+        "event_time": "event_time",
+    },
+)
+
 BOOK_TICKER = market(
     "book_ticker",
     "best bid and ask at every change; on spot `time` is when it reached us, for the venue sends none",
@@ -36,4 +62,5 @@ BOOK_TICKER = market(
     order="update_id",
     sacrifice=1,  # depth says the same, and more
     live=Live({FUTURES: Stream("public", "{symbol}@bookTicker"), SPOT: Stream("", "{symbol}@bookTicker")}, BookTicker),
+    dump=Dump({FUTURES: FILE, COIN_M: FILE}),
 )

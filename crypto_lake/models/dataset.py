@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import polars as pl
 from msgspec import Meta, Struct
@@ -124,6 +124,35 @@ class Poll:
     at_most: int = 0
 
 
+Period = Literal["monthly", "daily"]
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """A kind of official file (PROTOCOLS D.2, D.5): `type` is its folder, one ZIP with one CSV per symbol and period.
+
+    `columns` are those of the CSV in order, each with the table's name for it, or "" where it is left out. With
+    `intervals` (of klines) the interval is one more folder, and stands in the file's name instead of the type.
+    `beside` is another file of the same symbol and period that knows more of the same rows, by their time. Of some
+    files the folder is named after the pair (BTCUSD) rather than after the symbol (BTCUSD_PERP).
+    """
+
+    type: str
+    columns: Mapping[str, str]
+    periods: tuple[Period, ...] = ("monthly", "daily")
+    intervals: tuple[str, ...] = ()
+    beside: "Archive | None" = None
+    is_by_pair: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dump:
+    """The road from official files: the kind of file per venue, and what every row of this road says."""
+
+    archives: Mapping[str, Archive]
+    says: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class Chain:
     """The columns by which an event says what it follows: it holds the ids `first` to `last`, and comes after
@@ -159,6 +188,7 @@ class Dataset:
     sacrifice: int = 0
     live: Live | None = None
     poll: Poll | None = None
+    dump: Dump | None = None
     derived: Mapping[str, pl.Expr] = field(default_factory=dict)
 
     def column(self, name: str) -> Column:

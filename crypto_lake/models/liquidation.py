@@ -1,9 +1,23 @@
 """Liquidations: a sample, at most one order per symbol and second (PROTOCOLS A.5), so sums are a floor."""
 
+from typing import Final
+
 from msgspec import Struct, field
 
-from crypto_lake.config import FUTURES
-from crypto_lake.models.dataset import DecimalText, Live, Millis, Stream, Symbol, market, price, text, time
+from crypto_lake.config import COIN_M, FUTURES
+from crypto_lake.models.dataset import (
+    Archive,
+    DecimalText,
+    Dump,
+    Live,
+    Millis,
+    Stream,
+    Symbol,
+    market,
+    price,
+    text,
+    time,
+)
 
 
 class ForceOrder(Struct, gc=False):
@@ -31,6 +45,19 @@ class Liquidation(Struct, tag_field="e", tag="forceOrder", gc=False):
     market_type: int | None = field(name="st", default=None)
 
 
+FILE: Final = {
+    "time": "time",
+    "side": "side",
+    "order_type": "order_type",
+    "time_in_force": "time_in_force",
+    "original_quantity": "quantity",
+    "price": "price",
+    "average_price": "average_price",
+    "order_status": "status",
+    "last_fill_quantity": "last_filled_quantity",
+    "accumulated_fill_quantity": "filled_quantity",
+}
+
 LIQUIDATION = market(
     "liquidation",
     "liquidation orders; a sample of at most one per symbol and second",
@@ -53,4 +80,6 @@ LIQUIDATION = market(
         pulse="{symbol}@markPrice@1s",
         first_word_s=None,
     ),
+    # Of USD-M there are no files any more; those of COIN-M hold every row twice (PROTOCOLS D.7).
+    dump=Dump({COIN_M: Archive("liquidationSnapshot", FILE, periods=("daily",))}),
 )

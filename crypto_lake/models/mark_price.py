@@ -1,9 +1,24 @@
 """Mark price, index price and funding rate of perpetuals."""
 
+from typing import Final
+
 from msgspec import Struct, field
 
-from crypto_lake.config import FUTURES
-from crypto_lake.models.dataset import DecimalText, Live, Millis, MillisOrZero, Stream, Symbol, market, price, time
+from crypto_lake.config import COIN_M, FUTURES
+from crypto_lake.models.bar import KLINES
+from crypto_lake.models.dataset import (
+    Archive,
+    DecimalText,
+    Dump,
+    Live,
+    Millis,
+    MillisOrZero,
+    Stream,
+    Symbol,
+    market,
+    price,
+    time,
+)
 
 
 class MarkPrice(Struct, tag_field="e", tag="markPriceUpdate", gc=False):
@@ -19,6 +34,11 @@ class MarkPrice(Struct, tag_field="e", tag="markPriceUpdate", gc=False):
     market_type: int | None = field(name="st", default=None)
 
 
+# Of a minute's bar the close is what the price was at its end; no row looks ahead of its time.
+NOTHING: Final = dict.fromkeys(KLINES, "")
+MARK: Final = {**NOTHING, "close": "mark_price", "close_time": "time"}
+INDEX: Final = {**NOTHING, "close": "index_price", "close_time": "time"}
+
 MARK_PRICE = market(
     "mark_price",
     "mark price, index price and funding rate, every second",
@@ -30,4 +50,20 @@ MARK_PRICE = market(
     key=("venue", "symbol", "time"),
     order="time",
     live=Live({FUTURES: Stream("market", "{symbol}@markPrice@1s", every="!markPrice@arr@1s")}, MarkPrice),
+    dump=Dump(
+        {
+            FUTURES: Archive(
+                "markPriceKlines",
+                MARK,
+                intervals=("1m",),
+                beside=Archive("indexPriceKlines", INDEX, intervals=("1m",)),
+            ),
+            COIN_M: Archive(
+                "markPriceKlines",
+                MARK,
+                intervals=("1m",),
+                beside=Archive("indexPriceKlines", INDEX, intervals=("1m",), is_by_pair=True),
+            ),
+        }
+    ),
 )

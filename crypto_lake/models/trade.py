@@ -1,10 +1,26 @@
 """Single trades."""
 
+from typing import Final
+
 import polars as pl
 from msgspec import Struct, field
 
-from crypto_lake.config import FUTURES, SPOT
-from crypto_lake.models.dataset import DecimalText, Id, Live, Millis, Stream, Symbol, flag, integer, market, price, time
+from crypto_lake.config import COIN_M, FUTURES, SPOT
+from crypto_lake.models.dataset import (
+    Archive,
+    DecimalText,
+    Dump,
+    Id,
+    Live,
+    Millis,
+    Stream,
+    Symbol,
+    flag,
+    integer,
+    market,
+    price,
+    time,
+)
 
 
 class Trade(Struct, tag_field="e", tag="trade", gc=False):
@@ -21,6 +37,17 @@ class Trade(Struct, tag_field="e", tag="trade", gc=False):
     market_type: int | None = field(name="st", default=None)
 
 
+# Of the quote quantity the venue's text is rounded; ours is the product on every road.
+FILE: Final = {
+    "id": "trade_id",
+    "price": "price",
+    "qty": "quantity",
+    "quote_qty": "",
+    "time": "time",
+    "is_buyer_maker": "is_buyer_maker",
+}
+COIN_M_FILE: Final = {"base_qty" if name == "quote_qty" else name: column for name, column in FILE.items()}
+
 TRADE = market(
     "trade",
     "single trades",
@@ -28,7 +55,7 @@ TRADE = market(
     integer("trade_id", "consecutive per symbol"),
     price("price", "quote units"),
     price("quantity", "base units"),
-    price("quote_quantity", "price x quantity, quote units"),
+    price("quote_quantity", "price x quantity, quote units; null on COIN-M (contracts)", nullable=True),
     flag("is_buyer_maker", "true: the aggressor sold"),
     key=("venue", "symbol", "trade_id"),
     order="trade_id",
@@ -40,5 +67,12 @@ TRADE = market(
         first_word_s=600,
         refuse={"not a print (X=NA)": pl.col("fill") == "NA"},
     ),
-    derived={"quote_quantity": pl.col("price") * pl.col("quantity")},
+    dump=Dump(
+        {
+            FUTURES: Archive("trades", FILE),
+            COIN_M: Archive("trades", COIN_M_FILE),
+            SPOT: Archive("trades", {**FILE, "is_best_match": ""}),
+        }
+    ),
+    derived={"quote_quantity": pl.when(pl.col("venue") != COIN_M).then(pl.col("price") * pl.col("quantity"))},
 )

@@ -11,14 +11,13 @@ import msgspec
 import polars as pl
 from msgspec import Struct
 
-from crypto_lake.config import FUTURES
+from crypto_lake.config import COIN_M, FUTURES
 from crypto_lake.models.dataset import LEVELS, TIME, Dataset
 from crypto_lake.models.frame import FRAME, RESPONSE, UNDECODABLE, Records
 from crypto_lake.processors.levels import NotLevels, level_lists
 
 # What an event may tell beside the table's columns: its own time, `st`, and the kind of fill.
 HELPERS: Final[dict[str, pl.DataType]] = {"event_time": TIME, "market_type": pl.Int64(), "fill": pl.String()}
-COIN_M: Final = "binance-delivery"
 COIN_M_TYPE: Final = 2  # `st` of a COIN-M row, since 2026-06-30 (PROTOCOLS A.6)
 # BTCUSD_PERP, BTCUSD_260925; USD-M deliveries are BTCUSDT_260925.
 COIN_M_SYMBOL: Final = r"USD_(PERP|\d{6})$"

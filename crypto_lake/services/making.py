@@ -10,13 +10,14 @@ from typing import Final
 import msgspec
 import polars as pl
 
+from crypto_lake.config import COIN_M
 from crypto_lake.journal import RESPONSE, Records
 from crypto_lake.models import Dataset
 from crypto_lake.models.frame import LAPSE, OTHERS, Lapse
 from crypto_lake.models.gap import GAP, SILENCE
 from crypto_lake.models.quality import QUALITY
 from crypto_lake.models.rejected import REJECTED
-from crypto_lake.processors.decode import COIN_M, NULL_FIELD, Decoded, Refused, decode, pages
+from crypto_lake.processors.decode import NULL_FIELD, Decoded, Refused, decode, pages
 from crypto_lake.processors.dedupe import Marks
 from crypto_lake.processors.follow import Followed, Follower, Gone, Group, Hole, Page, gap_rows
 from crypto_lake.processors.quality import PER_BATCH, Checks, Refusal

@@ -1,0 +1,74 @@
+"""Bars: what was traded in an interval. Those of the venue (klines) and those made here stand in one table."""
+
+from typing import Final
+
+import polars as pl
+
+from crypto_lake.config import COIN_M, FUTURES, SPOT
+from crypto_lake.models.dataset import Archive, Dump, flag, integer, market, price, text, time
+
+# How long a bar is, in microseconds.
+TIMEFRAMES_US: Final[dict[str, int]] = {
+    "1s": 1_000_000,
+    "1m": 60_000_000,
+    "5m": 300_000_000,
+    "15m": 900_000_000,
+    "1h": 3_600_000_000,
+    "4h": 14_400_000_000,
+    "1d": 86_400_000_000,
+}
+
+# Origins.
+TRADES: Final = "trades"
+KLINE: Final = "kline"
+
+KLINES: Final = {
+    "open_time": "time",
+    "open": "open",
+    "high": "high",
+    "low": "low",
+    "close": "close",
+    "volume": "volume",
+    "close_time": "",
+    "quote_volume": "quote_volume",
+    "count": "count",
+    "taker_buy_volume": "taker_buy_volume",
+    "taker_buy_quote_volume": "taker_buy_quote_volume",
+    "ignore": "",
+}
+LONGER: Final = tuple(name for name in TIMEFRAMES_US if name != "1s")
+
+BAR = market(
+    "bar",
+    "bars; `time` is the open of the interval",
+    text("timeframe", "1s, 1m, 5m, 15m, 1h, 4h or 1d"),
+    time("close_time", "the last microsecond of the interval"),
+    price("open", "first price, quote units"),
+    price("high", "highest price"),
+    price("low", "lowest price"),
+    price("close", "last price"),
+    price("volume", "base units; COIN-M: contracts"),
+    price("quote_volume", "quote units; COIN-M: base units", nullable=True),
+    integer("count", "trades", nullable=True),
+    price("taker_buy_volume", "of it bought by the aggressor", nullable=True),
+    price("taker_buy_quote_volume", "of it bought by the aggressor", nullable=True),
+    flag("complete", "false when a recorded gap overlaps the interval"),
+    integer("revision", "how often it was made again; a revised bar replaces its row"),
+    text("origin", "trades (made here), kline (the venue's), flatfile or yahoo"),
+    key=("venue", "symbol", "timeframe", "time", "origin"),
+    order="time",
+    within=("venue", "symbol", "timeframe", "origin"),
+    is_fillable=True,
+    dump=Dump(
+        {
+            FUTURES: Archive("klines", KLINES, intervals=LONGER),
+            COIN_M: Archive("klines", KLINES, intervals=LONGER),
+            SPOT: Archive("klines", KLINES, intervals=tuple(TIMEFRAMES_US)),
+        },
+        says={"complete": True, "revision": 0, "origin": KLINE},
+    ),
+    derived={
+        "close_time": pl.col("time")
+        + pl.duration(microseconds=pl.col("timeframe").replace_strict(TIMEFRAMES_US, return_dtype=pl.Int64) - 1)
+    },
+)

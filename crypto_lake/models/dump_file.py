@@ -1,0 +1,31 @@
+"""The ledger of official files: which were taken, and what became of them."""
+
+from typing import Final
+
+from crypto_lake.models.dataset import DATE, Dataset, integer, text, time
+
+# States.
+INGESTED: Final = "ingested"  # its rows are in the table
+REPLACED: Final = "replaced"  # the venue has put another file into its place since
+QUARANTINED: Final = "quarantined"  # it is not what it should be; no row of it is in the table
+
+DUMP_FILE = Dataset(
+    "dump_file",
+    "ledger of downloaded archives, append-only: the newest row of a path is its state",
+    (
+        text("path", "in the bucket: data/futures/um/daily/aggTrades/BTCUSDT/..."),
+        text("sha256", "of the file, as its .CHECKSUM says and as it was", nullable=True),
+        text("etag", "as the server said", nullable=True),
+        time("last_modified", "as the server said", nullable=True),
+        integer("size", "bytes", nullable=True),
+        integer("rows", "rows in it", nullable=True),
+        time("first_time", "of its first row", nullable=True),
+        time("last_time", "of its last row", nullable=True),
+        text("state", "ingested, replaced or quarantined"),
+        time("state_time", "when it came into this state, our clock"),
+        DATE,
+    ),
+    key=("path", "state_time"),
+    z_order=("path", "state_time"),
+    partition="state_time",
+)
