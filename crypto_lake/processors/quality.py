@@ -165,11 +165,6 @@ class Group:
     window: Floats = field(default_factory=lambda: np.empty(0))
     holes: list[tuple[int, int]] = field(default_factory=list)
 
-    def copy(self) -> "Group":
-        """Another one that can be changed."""
-        each = self.highest, self.latest_ms, self.last_trade, self.is_after_bad, self.link, self.window
-        return Group(*each, self.holes.copy())
-
     def open_hole(self, first: int, last: int, at_most: int) -> None:
         """Notes ids that are passed over; all are above the holes there are."""
         self.holes.append((first, last))
@@ -235,7 +230,6 @@ class Checks:
         self.limits = limits or Limits()
         self.subject = Subject.of(dataset)
         self._groups: dict[tuple[str, str], Group] = {}
-        self._before: dict[tuple[str, str], Group | None] = {}
 
     def check(
         self,
@@ -253,7 +247,6 @@ class Checks:
         symbol are written one by one, the rest of them in one that says how many; None: all one by one. `found_us`
         is our clock.
         """
-        self._before = {}
         if rows.is_empty():
             return Checked(NO_FINDINGS, [])
         live = None if at_rest else _live(rows)
@@ -265,25 +258,6 @@ class Checks:
         if not numbered:
             findings = findings.with_columns(row=pl.lit(None, pl.Int64))
         return Checked(findings, _refused(rows, hits))
-
-    def undo(self) -> None:
-        """Takes back what the last `check` moved: its rows were not committed and come again."""
-        for key, group in self._before.items():
-            if group is None:
-                self._groups.pop(key, None)
-            else:
-                self._groups[key] = group
-        self._before = {}
-
-    def unknown(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """The venues and symbols of live `rows` that have no state yet; the table can be asked for their tips.
-
-        None of a dataset whose checks need no state.
-        """
-        has_state = self.subject.is_trade or self.subject.chain is not None
-        live = rows.select("venue", "symbol", "source").filter(pl.lit(has_state) & (pl.col("source") == "live"))
-        pairs = live.group_by("venue", "symbol", maintain_order=True).agg()
-        return pairs.filter(pl.Series([pair not in self._groups for pair in pairs.iter_rows()], dtype=pl.Boolean))
 
     def learn(self, tips: pl.DataFrame) -> None:
         """Goes on from what the table holds: venue, symbol, the highest id (under the name of `dataset.order`), `time`.
@@ -298,10 +272,6 @@ class Checks:
             pair = tip["venue"], tip["symbol"]
             if pair not in self._groups:
                 self._groups[pair] = _learnt(tip, self.dataset.order if self.subject.ids else None)
-
-    def forget(self) -> None:
-        """Drops all state: somebody else wrote to the table."""
-        self._groups, self._before = {}, {}
 
     def _of_values(self, rows: pl.DataFrame) -> Iterator[Hits]:
         """The checks that look at one row alone."""
@@ -335,21 +305,15 @@ class Checks:
             yield from self._of_chain(rows, self._lay(rows, live))
 
     def _lay(self, rows: pl.DataFrame, wanted: Flags | None) -> Laid:
-        """Lays the wanted rows group after group; their groups can be changed from here on."""
+        """Lays the wanted rows group after group."""
         placed = rows.select("venue", "symbol", pl.int_range(pl.len()).alias("place"))
         if wanted is not None and not wanted.all():
             placed = placed.filter(wanted)
         grouped = placed.group_by("venue", "symbol", maintain_order=True).agg("place")
         ends = np.cumsum(grouped["place"].list.len().to_numpy(), dtype=np.int64)
         order = grouped["place"].list.explode().to_numpy() if ends.size else np.empty(0, np.int64)
-        groups = [self._changing(pair) for pair in grouped.select("venue", "symbol").iter_rows()]
+        groups = [self._groups.setdefault(pair, Group()) for pair in grouped.select("venue", "symbol").iter_rows()]
         return Laid(order, np.append(0, ends[:-1]) if ends.size else ends, ends, groups)
-
-    def _changing(self, pair: tuple[str, str]) -> Group:
-        held = self._groups.get(pair)
-        self._before[pair] = held
-        group = self._groups[pair] = held.copy() if held else Group()
-        return group
 
     def _of_trades(self, rows: pl.DataFrame, laid: Laid) -> Iterator[Hits]:
         assert self.subject.ids is not None

@@ -348,19 +348,6 @@ def test_symbols_and_venues_do_not_see_each_other(rows: list[Row]) -> None:
         assert check(AGG_TRADE, *alone, at_most=None).findings.drop("row").equals(theirs)
 
 
-@given(streams, st.integers(0, 400))
-@settings(max_examples=50, deadline=None)
-def test_a_batch_that_was_not_committed_is_checked_again_as_if_for_the_first_time(rows: list[Row], cut: int) -> None:
-    checks = Checks(AGG_TRADE)
-    before, batch = frame(AGG_TRADE, rows[:cut]), frame(AGG_TRADE, rows[cut:])
-    checks.check(before, found_us=FOUND_US)
-    first = checks.check(batch, found_us=FOUND_US)
-    checks.undo()
-    second = checks.check(batch, found_us=FOUND_US)
-    assert second.findings.equals(first.findings)
-    assert second.refused == first.refused
-
-
 def test_the_made_up_streams_fail_every_check_of_trades() -> None:
     seen = {each.check for seed in range(20) for each in trade_findings(stream(seed, 400, 0.05, 2))}
     assert seen == set(NAMES[:12])
@@ -663,24 +650,6 @@ def test_what_was_seen_weighs_more_than_what_is_learnt() -> None:
     checks.check(frame(AGG_TRADE, [agg_trade(7)]), found_us=FOUND_US)
     checks.learn(tips(("BTCUSDT", 3, at(3))))
     assert failed(checks.check(frame(AGG_TRADE, [agg_trade(8)]), found_us=FOUND_US)) == []
-
-
-def test_it_says_which_groups_it_does_not_know() -> None:
-    checks = Checks(AGG_TRADE)
-    rows = frame(
-        AGG_TRADE, [agg_trade(1, symbol=symbol) for symbol in "ABCA"] + [agg_trade(1, symbol="D", source="rest")]
-    )
-    checks.learn(tips(("A", 1, at(1)), ("B", None, None)))
-    assert checks.unknown(rows).rows() == [("binance-futures", "C")]
-    checks.check(rows, found_us=FOUND_US)
-    assert checks.unknown(rows).is_empty()
-    assert checks.unknown(rows.clear()).is_empty()
-    checks.forget()
-    assert checks.unknown(rows).height == 3
-
-
-def test_where_nothing_is_remembered_no_group_is_unknown() -> None:
-    assert Checks(MARK_PRICE).unknown(frame(MARK_PRICE, [agg_trade(1)])).is_empty()
 
 
 def test_a_chain_goes_on_from_the_last_change_in_the_table() -> None:
