@@ -48,7 +48,7 @@ torture: setup  ## thirty trials of random faults and kills against everything t
 	@$(RUN) python -m torture $(ARGS)
 
 bench: setup  ## the figures of this machine, as ratios, in benchmarks/results/latest.json
-	@$(RUN) python -m benchmarks $(ARGS)
+	@$(RUN) --group bench python -m benchmarks $(ARGS)
 
 lock: setup  ## resolve anew, and write uv.lock in its portable form
 	@$(UV) lock --quiet --upgrade

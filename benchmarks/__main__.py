@@ -1,4 +1,4 @@
-"""`python -m benchmarks [ingest] [receive] [memory]`: all of them, or the ones named, one after the other."""
+"""`python -m benchmarks [ingest] [receive] [memory] [history]`: all of them, or the ones named, one after the other."""
 
 import argparse
 import tempfile
@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from benchmarks import ingest, memory, receive, report, workload
+from benchmarks import history, ingest, memory, receive, report, workload
 
 BENCHMARKS: Final[dict[str, Callable[[Path, Path], report.Findings]]] = {
     "ingest": ingest.measure,
     "receive": receive.measure,
     "memory": memory.measure,
+    "history": history.measure,
 }
 
 
@@ -25,8 +26,10 @@ def main() -> None:
         arguments.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
     began_s, facts, found = time.monotonic(), report.machine(), {}
     with tempfile.TemporaryDirectory(prefix="crypto_lake-bench-") as folder:
-        print(f"making {workload.COUNT:,} messages ...", flush=True)
-        frames = workload.generate(Path(folder) / "frames", workload.COUNT)
+        frames = Path(folder) / "frames"
+        if set(names) != {"history"}:
+            print(f"making {workload.COUNT:,} messages ...", flush=True)
+            frames = workload.generate(frames, workload.COUNT)
         for name in names:
             print(f"{name} ...", flush=True)
             here = Path(folder) / name

@@ -63,7 +63,7 @@ class Lake:
             table = self.table(dataset) or self._create(dataset)
             found = dict(pl.Schema(table.schema()))
         except STORE_ERRORS as error:
-            raise StoreAway(f"LAKE_ROOT={self.root}: {dataset.name} cannot be opened: {_reason(error)}") from None
+            raise StoreAway(f"LAKE_ROOT={self.root}: {dataset.name} cannot be opened: {reason(error)}") from None
         for name, dtype in dataset.schema.items():
             if found.get(name) != dtype:
                 is_now = found.get(name, "missing")
@@ -106,6 +106,32 @@ class Lake:
         except STORE_ERRORS as error:
             table = self._settled(dataset, app, end, error)
         self._versions[dataset.name] = table.version()
+
+    def add(self, dataset: Dataset, rows: pl.DataFrame) -> None:
+        """Appends rows to a table in which every row stands for itself. Raises `CommitFailed`."""
+        self.append_once(dataset, rows, {})
+
+    def append_once(self, dataset: Dataset, rows: pl.DataFrame, guards: Mapping[str, int]) -> None:
+        """Appends rows and notes the guards (app ids with their versions); nothing when these are noted already.
+
+        Raises `CommitFailed`.
+        """
+        if rows.is_empty():
+            return
+        with _failing(dataset):
+            table = self._there(dataset)
+            if guards and all(table.transaction_version(app) == version for app, version in guards.items()):
+                return
+            write_deltalake(
+                table,
+                rows,
+                mode="append",
+                writer_properties=live_properties(dataset),
+                commit_properties=CommitProperties(
+                    app_transactions=[Transaction(app, version) for app, version in guards.items()]
+                ),
+                post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),
+            )
 
     def marks(self, dataset: Dataset, groups: pl.DataFrame) -> pl.DataFrame:
         """The highest value of the order column per group and the newest time, for groups that have rows.
@@ -183,10 +209,10 @@ class Lake:
             table = self._there(dataset)
             position = table.transaction_version(app)
         except STORE_ERRORS as again:
-            raise CommitUnknown(f"{dataset.name}: {_reason(error)}; and then: {_reason(again)}") from error
+            raise CommitUnknown(f"{dataset.name}: {reason(error)}; and then: {reason(again)}") from error
         if position != end:
             failure = CommitConflict if isinstance(error, CommitFailedError) else CommitFailed
-            raise failure(f"{dataset.name}: {_reason(error)}") from error
+            raise failure(f"{dataset.name}: {reason(error)}") from error
         return table
 
 
@@ -200,7 +226,7 @@ def _failing(dataset: Dataset) -> Iterator[None]:
     try:
         yield
     except STORE_ERRORS as error:
-        raise CommitFailed(f"{dataset.name}: {_reason(error)}") from error
+        raise CommitFailed(f"{dataset.name}: {reason(error)}") from error
 
 
 # Marks a commit that moved rows to other files and changed none of them (writers.rewrite).
@@ -222,6 +248,6 @@ def _differences(dataset: Dataset) -> dict[str, ColumnProperties]:
     return {name: delta for name, dtype in dataset.schema.items() if dtype in (pl.Int64, TIME)}
 
 
-def _reason(error: Any) -> str:
+def reason(error: Any) -> str:
     """The first line of a store's error: the rest is its inner chain."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -94,7 +94,7 @@ def note(table: DeltaTable, properties: CommitProperties) -> None:
 
 def _commit(lake: Lake, dataset: Dataset, day: date, old: pl.DataFrame, added: list[AddAction], what: str) -> None:
     removed = [
-        RemoveAction(file["path"], False, _now_ms(), file["size_bytes"], {PARTITION: day.isoformat()})
+        RemoveAction(file["path"], False, now_ms(), file["size_bytes"], {PARTITION: day.isoformat()})
         for file in old.to_dicts()
     ]
     # No retry inside: a retry goes on top of commits that nobody has looked at, which is how rows double.
@@ -185,7 +185,7 @@ def _write(table: DeltaTable, day: date, rows: pl.DataFrame, name: str, level: i
         store_schema=False,
     )
     size = store.get_file_info(path).size
-    return AddAction(path, size, {PARTITION: day.isoformat()}, _now_ms(), False, json.dumps(_statistics(rows)))
+    return AddAction(path, size, {PARTITION: day.isoformat()}, now_ms(), False, json.dumps(_statistics(rows)))
 
 
 def _leaves(name: str, dtype: pl.DataType) -> Iterator[tuple[str, pl.DataType]]:
@@ -206,8 +206,8 @@ def _statistics(rows: pl.DataFrame) -> dict[str, Any]:
     usable = [name for name in plain if _is_usable(rows[name], lows[name][0], highs[name][0])]
     return {
         "numRecords": rows.height,
-        "minValues": {name: _as_json(lows[name][0]) for name in usable},
-        "maxValues": {name: _as_json(highs[name][0]) for name in usable},
+        "minValues": {name: statistic(lows[name][0]) for name in usable},
+        "maxValues": {name: statistic(highs[name][0]) for name in usable},
         "nullCount": {name: rows[name].null_count() for name in plain},
     }
 
@@ -220,9 +220,11 @@ def _is_usable(values: pl.Series, low: Any, high: Any) -> bool:
     return values.dtype != pl.Float64 or bool(values.is_finite().all())
 
 
-def _as_json(value: Any) -> Any:
+def statistic(value: Any) -> Any:
+    """A value of a file's statistics as the log writes it."""
     return value.strftime("%Y-%m-%dT%H:%M:%S.%fZ") if hasattr(value, "strftime") else value
 
 
-def _now_ms() -> int:
+def now_ms() -> int:
+    """Our clock, milliseconds since 1970, as the log counts."""
     return time.time_ns() // 1_000_000

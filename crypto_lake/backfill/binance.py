@@ -1,0 +1,390 @@
+"""`backfill binance`: official files into the tables, from the plan to the certificate; it ends by itself.
+
+Files are fetched side by side, a few ahead of the one that is being read; small ones that are ready together share a
+commit. What stops it half-way (a crash, Ctrl-C) costs the commit under way: the next run plans from the tables.
+"""
+
+import asyncio
+import contextlib
+import shutil
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
+from functools import partial
+from pathlib import Path
+from typing import Final, Protocol
+
+import polars as pl
+import structlog
+
+from crypto_lake.backfill.certify import certified, certify
+from crypto_lake.backfill.facts import facts_of
+from crypto_lake.backfill.ingest import Landed, Stopped, Taken, Told, Unfit, ingest
+from crypto_lake.backfill.plan import Absent, Job, Wanted, daily, days_in, jobs
+from crypto_lake.config import ConfigError, Settings
+from crypto_lake.connections import SourceError
+from crypto_lake.connections.objects import Fetched, Objects, checksum_in
+from crypto_lake.models import SIDES
+from crypto_lake.models.bucket import CHECKSUM, FOLDERS, File, file_at, is_about
+from crypto_lake.models.coverage import COVERAGE
+from crypto_lake.models.dump_file import DUMP_FILE, INGESTED, QUARANTINED, REPLACED
+from crypto_lake.writers.bulk import marked
+from crypto_lake.writers.delta import Lake
+
+log = structlog.get_logger()
+
+# Archives that wait for being read, besides those that are being fetched.
+AHEAD: Final = 16
+# Small archives that are ready together make one commit, up to so many bytes and files.
+TOGETHER_BYTES: Final = 32_000_000
+TOGETHER_FILES: Final = 100
+# A sum that is wrong may be that of a file which is being replaced: it is looked at once more, at the end.
+LOOKS: Final = 2
+
+
+class Progress(Protocol):
+    """Whoever watches; every method may be called from any thread."""
+
+    def found(self, files: int) -> None:
+        """So many more files are to be taken."""
+
+    def fetched(self, count: int) -> None:
+        """So many more bytes came."""
+
+    def read(self, rows: int) -> None:
+        """So many more rows were read."""
+
+    def done(self, path: str, state: str, detail: str) -> None:
+        """A file is through."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """A file that could not be taken, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a backfill did."""
+
+    files: int = 0
+    rows: int = 0  # in the files
+    added: int = 0  # that the tables lacked
+    refused: int = 0
+    size: int = 0
+    days: int = 0
+    held_days: int = 0  # that were in the tables before
+    absent: list[Absent] = field(default_factory=list)
+    short: list[str] = field(default_factory=list)  # monthly files that lack days
+    replaced: list[str] = field(default_factory=list)
+    wrong: list[Wrong] = field(default_factory=list)
+    verdicts: dict[str, int] = field(default_factory=dict)
+    is_stopped: bool = False
+
+    @property
+    def is_good(self) -> bool:
+        """Whether everything that is published is in the tables."""
+        return not (self.wrong or self.is_stopped)
+
+
+async def backfill(
+    settings: Settings,
+    wanted: Wanted,
+    progress: Progress,
+    *,
+    keep_archives: bool = False,
+    recheck: bool = True,
+    stop: threading.Event | None = None,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> Summary:
+    """Takes what is wanted and not yet there. Raises `ConfigError`, `SourceError`, `CommitFailed`."""
+    if not wanted.symbols:
+        wanted = replace(wanted, symbols=await symbols_of(settings, wanted))
+    run = _Run(settings, wanted, progress, keep_archives, stop or threading.Event(), clock)
+    async with Objects(settings.dumps) as objects:
+        return await run.whole(objects, recheck=recheck)
+
+
+async def symbols_of(settings: Settings, wanted: Wanted) -> tuple[str, ...]:
+    """Every symbol that has a folder in the bucket. Raises `SourceError`."""
+    async with Objects(settings.dumps) as objects:
+        folders = [f"{FOLDERS[wanted.venue]}/{period}/{wanted.archive.type}/" for period in wanted.archive.periods]
+        found: set[str] = set()
+        for folder in folders:
+            async for key in objects.keys(settings.listing_address, folder):
+                name = key.removeprefix(folder).partition("/")[0]
+                if name:
+                    found.add(name)
+    return tuple(sorted(found))
+
+
+class _Run:
+    def __init__(
+        self,
+        settings: Settings,
+        wanted: Wanted,
+        progress: Progress,
+        keep_archives: bool,
+        stop: threading.Event,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self.settings, self.wanted, self.progress = settings, wanted, progress
+        self.keep_archives, self.stop, self.clock = keep_archives, stop, clock
+        self.lake = Lake(settings.root)
+        self.summary = Summary()
+        self.told = Told(progress.read, stop)
+        self._known: dict[str, str] = {}
+        self._again: list[Job] = []  # sums that were wrong
+        self._looks: dict[str, int] = {}
+        self._lacking: dict[str, list[date]] = {}
+
+    async def whole(self, objects: Objects, *, recheck: bool) -> Summary:
+        for dataset in (self.wanted.dataset, *SIDES, COVERAGE, DUMP_FILE):
+            await asyncio.to_thread(self.lake.check, dataset)
+        ledger = await asyncio.to_thread(self._ledger)
+        self._known = {path: sha for path, (sha, state) in ledger.items() if state == INGESTED}
+        missing = await asyncio.to_thread(self._missing)
+        if recheck:
+            await self._take(objects, self._replaced(objects, ledger))
+        await self._take(objects, jobs(self.wanted, missing, partial(self._ask, objects), self.clock().date()))
+        await self._take(objects, self._rest(objects))
+        while self._again and not self.stop.is_set():
+            again, self._again = self._again, []
+            await self._take(objects, self._once_more(objects, again))
+        self.summary.is_stopped = self.stop.is_set()
+        return self.summary
+
+    # What is to be done
+
+    def _ledger(self) -> dict[str, tuple[str, str]]:
+        rows = self.lake.rows(DUMP_FILE).sort("state_time", maintain_order=True).unique("path", keep="last")
+        return {path: (sha, state) for path, sha, state in rows.select("path", "sha256", "state").iter_rows()}
+
+    def _missing(self) -> dict[tuple[str, date], list[date]]:
+        """The wanted days of each symbol and month that are not marked, or not certified."""
+        table, today = self.lake.table(self.wanted.dataset), self.clock().date()
+        proofs = certified(self.lake, self.wanted.dataset, self.wanted.venue)
+        found: dict[tuple[str, date], list[date]] = {}
+        for symbol in self.wanted.symbols:
+            apps = {month: self.wanted.app(symbol, month) for month in self.wanted.months}
+            marks = marked(table, list(apps.values()))
+            for month, app in apps.items():
+                here = {day for day in days_in(marks[app], month) if (symbol, day) in proofs}
+                days = [day for day in self.wanted.days(month) if day <= today]
+                found[symbol, month] = [day for day in days if day not in here]
+                self.summary.held_days += len(days) - len(found[symbol, month])
+        return found
+
+    async def _ask(self, objects: Objects, file: File) -> str | None:
+        text = await objects.text(file.path + CHECKSUM)
+        return None if text is None else checksum_in(text, f"{file.stem}.zip")
+
+    async def _replaced(self, objects: Objects, ledger: dict[str, tuple[str, str]]) -> AsyncIterator[Job | Absent]:
+        """The files in the ledger that are not any more what they were when their rows were taken."""
+        for path, (sha256, state) in ledger.items():
+            file = file_at(path)
+            if file is None or state not in (INGESTED, REPLACED) or not self._is_wanted(file):
+                continue
+            now = await self._ask(objects, file)
+            if now is None or now == sha256:
+                continue
+            log.warning("dump_replaced", path=path, was=sha256, now=now)
+            self.summary.replaced.append(path)
+            await asyncio.to_thread(self._say, path, now, REPLACED)
+            self._known.pop(path, None)
+            yield Job(file, now, tuple(day for day in file.days if self.wanted.first <= day <= self.wanted.last))
+
+    def _is_wanted(self, file: File) -> bool:
+        wanted = self.wanted
+        return (
+            is_about(file, wanted.dataset)
+            and (file.venue, file.interval) == (wanted.venue, wanted.interval)
+            and file.symbol in wanted.symbols
+            and file.first <= wanted.last
+            and file.last >= wanted.first
+        )
+
+    async def _rest(self, objects: Objects) -> AsyncIterator[Job | Absent]:
+        """Days that a month's file lacks may have files of their own."""
+        lacking, self._lacking = self._lacking, {}
+        for symbol, days in lacking.items():
+            for job in await daily(self.wanted, symbol, days, partial(self._ask, objects)):
+                yield job
+
+    async def _once_more(self, objects: Objects, again: Sequence[Job]) -> AsyncIterator[Job | Absent]:
+        for job in again:
+            sha256 = await self._ask(objects, job.file)
+            yield Job(job.file, sha256 or job.sha256, job.days)
+
+    # Doing it
+
+    async def _take(self, objects: Objects, found: AsyncIterator[Job | Absent]) -> None:
+        """Fetches and reads what is found, a few files ahead."""
+        ready: asyncio.Queue[Landed | None] = asyncio.Queue(AHEAD)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._fetch_all(objects, found, ready))
+                group.create_task(self._read_all(ready))
+        except ExceptionGroup as errors:
+            raise _first(errors) from None
+
+    async def _fetch_all(
+        self, objects: Objects, found: AsyncIterator[Job | Absent], ready: asyncio.Queue[Landed | None]
+    ) -> None:
+        room = asyncio.Semaphore(AHEAD)
+        async with asyncio.TaskGroup() as group:
+            async for job in found:
+                if self.stop.is_set():
+                    break
+                if isinstance(job, Absent):
+                    self.summary.absent.append(job)
+                    continue
+                self.progress.found(1)
+                await room.acquire()
+                group.create_task(self._fetch(objects, job, ready)).add_done_callback(lambda _: room.release())
+        await ready.put(None)
+
+    async def _fetch(self, objects: Objects, job: Job, ready: asyncio.Queue[Landed | None]) -> None:
+        try:
+            fetched = await objects.fetch(job.file.path, self._place(job.file), on_bytes=self._came)
+        except Stopped:
+            return
+        except SourceError as error:
+            self._give_up(job, str(error))
+            return
+        if fetched is None or fetched.sha256 != job.sha256:
+            what = "is not there any more" if fetched is None else f"has SHA-256 {fetched.sha256}"
+            await self._spoilt(job, f"{job.file.path} {what}, and its .CHECKSUM says {job.sha256}")
+            return
+        beside = None
+        if (other := self.wanted.archive.beside) is not None:
+            beside = await self._fetch_beside(objects, job.file.of(other))
+        # Of a file that took another's place the rows may be others under the same keys.
+        await ready.put(Landed(job, fetched, beside, is_compared=job.file.path in self.summary.replaced))
+
+    async def _fetch_beside(self, objects: Objects, file: File) -> Fetched | None:
+        """The file that knows more of the same rows; without it they are still rows."""
+        sha256 = await self._ask(objects, file)
+        if sha256 is None:
+            return None
+        fetched = await objects.fetch(file.path, self._place(file), on_bytes=self._came)
+        return fetched if fetched and fetched.sha256 == sha256 else None
+
+    def _came(self, count: int) -> None:
+        if self.stop.is_set():
+            raise Stopped
+        self.progress.fetched(count)
+
+    def _give_up(self, job: Job, reason: str) -> None:
+        """This file did not come; others may."""
+        log.error("dump_not_fetched", path=job.file.path, reason=reason)
+        self.summary.wrong.append(Wrong(job.file.path, reason))
+        self.progress.done(job.file.path, "failed", reason)
+
+    async def _spoilt(self, job: Job, reason: str) -> None:
+        """Once more at the end; then it is put aside."""
+        path, place = job.file.path, self._place(job.file)
+        self._looks[path] = self._looks.get(path, 0) + 1
+        if self._looks[path] < LOOKS:
+            log.warning("dump_spoilt", path=path, reason=reason)
+            place.unlink(missing_ok=True)
+            self._again.append(job)
+            return
+        log.error("dump_quarantined", path=path, reason=reason)
+        await asyncio.to_thread(self._quarantine, place, path)
+        await asyncio.to_thread(self._say, path, job.sha256, QUARANTINED)
+        self.summary.wrong.append(Wrong(path, reason))
+        self.progress.done(path, QUARANTINED, reason)
+
+    def _quarantine(self, place: Path, path: str) -> None:
+        if place.exists():
+            target = self.settings.state / "quarantine" / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(place, target)
+
+    def _place(self, file: File) -> Path:
+        return self.settings.landing / file.path
+
+    async def _read_all(self, ready: asyncio.Queue[Landed | None]) -> None:
+        is_over = False
+        while not is_over:
+            batch: list[Landed] = []
+            while not is_over and (not batch or (not ready.empty() and _is_small(batch))):
+                landed = await ready.get()
+                if landed is None:
+                    is_over = True
+                else:
+                    batch.append(landed)
+            if batch and not self.stop.is_set():
+                await self._read(batch)
+
+    async def _read(self, batch: list[Landed]) -> None:
+        """One commit; an archive that is unfit leaves the others alone."""
+        while batch:
+            try:
+                taken = await asyncio.to_thread(self._ingest, batch)
+            except Unfit as unfit:
+                batch = [each for each in batch if each is not unfit.landed]
+                await self._spoilt(unfit.landed.job, str(unfit))
+                continue
+            except Stopped:
+                return
+            self._count(batch, taken)
+            self._clean(batch)
+            return
+
+    def _ingest(self, batch: Sequence[Landed]) -> list[Taken]:
+        now = self.clock()
+        taken = ingest(self.lake, self.wanted, batch, known=self._known, now=now, told=self.told)
+        rows = certify(self.lake, self.wanted.dataset, facts_of(taken), now=now)
+        for verdict, count in rows["verdict"].value_counts().iter_rows():
+            self.summary.verdicts[verdict] = self.summary.verdicts.get(verdict, 0) + count
+        return taken
+
+    def _count(self, batch: Sequence[Landed], taken: Iterable[Taken]) -> None:
+        summary = self.summary
+        sizes = {each.job.file.path: each.fetched.size for each in batch}
+        for each in taken:
+            path = each.job.file.path
+            summary.files += 1
+            summary.size += sizes[path]
+            summary.rows += each.rows
+            summary.added += each.added
+            summary.refused += len(each.refused)
+            summary.days += len(each.done)
+            if each.lacking:
+                summary.short.append(path)
+                self._lacking.setdefault(each.job.file.symbol, []).extend(each.lacking)
+            self.progress.done(path, INGESTED, f"{each.rows:,} rows, {each.added:,} new")
+
+    def _clean(self, batch: Iterable[Landed]) -> None:
+        if self.keep_archives:
+            return
+        for each in batch:
+            for fetched in (each.fetched, each.beside):
+                if fetched is not None:
+                    fetched.path.unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):  # others are still fetched into the folder
+                        fetched.path.parent.rmdir()
+
+    def _say(self, path: str, sha256: str, state: str) -> None:
+        now = self.clock()
+        row = {"path": path, "sha256": sha256, "state": state, "state_time": now, "date": now.date()}
+        self.lake.add(DUMP_FILE, pl.DataFrame([row], schema=DUMP_FILE.schema))
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Of several things that went wrong at once the first one is told."""
+    first = errors.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def _is_small(batch: Sequence[Landed]) -> bool:
+    return len(batch) < TOGETHER_FILES and sum(each.fetched.size for each in batch) < TOGETHER_BYTES
+
+
+__all__ = ["ConfigError", "Progress", "SourceError", "Summary", "Wrong", "backfill", "symbols_of"]

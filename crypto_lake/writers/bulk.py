@@ -1,0 +1,330 @@
+"""History into a table: files that it does not name, then one commit that names them all and marks what they are.
+
+A drain commits what came in the last seconds; here millions of rows belong together, and a collector may be writing
+to the same table all the while. So the files are written first, seen by nobody, and the commit is made for exactly
+one version of the table. When somebody was faster, only what was added meanwhile is looked at.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any, Final
+from uuid import uuid4
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake.exceptions import CommitFailedError
+from deltalake.fs import DeltaStorageHandler
+from deltalake.transaction import AddAction
+from pyarrow import fs
+
+from crypto_lake.models import Dataset
+from crypto_lake.models.dataset import TIME
+from crypto_lake.writers import CommitConflict, CommitFailed, CommitUnknown
+from crypto_lake.writers.delta import PARTITION, STORE_ERRORS, Lake, reason
+from crypto_lake.writers.rewrite import COMMIT_TRIES, QUIET, files_of, now_ms, statistic
+
+# The same for every row of a file, or nearly: as a dictionary they cost nothing.
+CONSTANT: Final = pa.dictionary(pa.int32(), pa.string())
+# Smaller pieces wait for the next ones, so that a small file's rows make one group, not one per piece.
+GROUP_ROWS: Final = 32_768
+LEVEL: Final = 1
+# Eight times what pyarrow takes at once: a tenth less time.
+BATCH_ROWS: Final = 8_192
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Which days of a month are in the table, as bits of an app transaction's version: bit 0 is the first."""
+
+    app: str
+    days: int
+
+
+@dataclass(slots=True)
+class _Part:
+    """A day's file that is being written."""
+
+    path: str
+    writer: pq.ParquetWriter
+    groups: list[Any]
+    waiting: list[pa.Table] = field(default_factory=list)
+    waiting_rows: int = 0
+    rows: int = 0
+
+
+class Bulk:
+    """Rows on their way into a table. Whoever does not `commit` has to `discard`.
+
+    `says` are columns that hold one word in all the rows to come (venue, symbol, source); change them with `speak`.
+    """
+
+    def __init__(self, lake: Lake, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self._lake = lake
+        self._table = _opened(lake, dataset)
+        self._files = files_of(self._table)
+        self._store = fs.PyFileSystem(DeltaStorageHandler.from_table(self._table._table))
+        self._parts: dict[date, _Part] = {}
+        self._says: dict[str, str] = {}
+        self._groups: set[tuple[str, str]] = set()
+
+    def speak(self, **says: str) -> None:
+        """What stands in these columns in all rows from here on."""
+        self._says = says
+
+    def held(
+        self, day: date, columns: Sequence[str], *, above: Any = None, up_to: Any = None, **equals: str
+    ) -> pl.DataFrame:
+        """These columns of the rows that the table holds on a day, of all whose columns have these values.
+
+        `above` and `up_to` limit the order column.
+        """
+        paths = self._files.filter(pl.col(PARTITION) == day)["path"].to_list()
+        order = pl.col(self.dataset.order or "")
+        limits = [] if above is None else [order > above]
+        limits += [] if up_to is None else [order <= up_to]
+        if PARTITION in columns:
+            columns = [name for name in columns if name != PARTITION]
+            return _read(self._table, paths, columns, equals, limits).with_columns(pl.lit(day).alias(PARTITION))
+        return _read(self._table, paths, columns, equals, limits)
+
+    def is_empty(self, day: date) -> bool:
+        """Whether the table holds nothing on that day."""
+        return self._files.filter(pl.col(PARTITION) == day).is_empty()
+
+    def add(self, day: date, rows: pl.DataFrame) -> None:
+        """Rows of one day, as `shape` makes them, none of whose keys the table holds."""
+        if rows.is_empty():
+            return
+        self._groups.add((self._says["venue"], self._says["symbol"]))
+        part = self._parts.get(day) or self._begin(day)
+        part.waiting.append(self._as_arrow(rows))
+        part.waiting_rows += rows.height
+        part.rows += rows.height
+        if part.waiting_rows >= GROUP_ROWS:
+            _flush(part)
+
+    def commit(self, marks: Sequence[Mark]) -> int:
+        """Names the files and marks the days in one commit; the number of rows.
+
+        Raises `CommitConflict` when somebody added rows under the same keys meanwhile (nothing is written: look again),
+        and `CommitFailed`.
+        """
+        added = self._finish()
+        rows = sum(part.rows for part in self._parts.values())
+        for _ in range(COMMIT_TRIES):
+            try:
+                self._commit(added, marks)
+            except STORE_ERRORS as error:
+                if not self._has_landed(marks, error):
+                    self._look_again()
+                    continue
+            self._parts = {}
+            return rows
+        raise CommitFailed(f"{self.dataset.name}: {COMMIT_TRIES} commits lost against other writers")
+
+    def discard(self) -> None:
+        """Removes the files that no commit names."""
+        for part in self._parts.values():
+            with contextlib.suppress(*STORE_ERRORS, pa.ArrowException):
+                part.writer.close()
+            with contextlib.suppress(*STORE_ERRORS):
+                self._store.delete_file(part.path)
+        self._parts = {}
+
+    def _begin(self, day: date) -> _Part:
+        path = f"{PARTITION}={day.isoformat()}/{self._name(day)}-{uuid4()}.parquet"
+        schema = self._schema()
+        groups: list[Any] = []
+        writer = pq.ParquetWriter(
+            path,
+            schema,
+            filesystem=self._store,
+            compression="zstd",
+            compression_level=LEVEL,
+            use_dictionary=[name for name in schema.names if _repeats(self.dataset.schema[name])],
+            # Ids and times rise: their differences are small.
+            column_encoding={name: "DELTA_BINARY_PACKED" for name in schema.names if _rises(self.dataset.schema[name])},
+            # Of what nobody looks for: writing down the lowest and highest price costs more than it saves.
+            write_statistics=[name for name in schema.names if name in _sought(self.dataset)],
+            store_schema=False,
+            metadata_collector=groups,
+            write_batch_size=BATCH_ROWS,
+        )
+        part = self._parts[day] = _Part(path, writer, groups)
+        return part
+
+    def _name(self, day: date) -> str:
+        """Alone in its day the file is what maintenance would make of it: sorted by symbol and time."""
+        return "sorted-00000" if self.is_empty(day) else "part-00000"
+
+    def _schema(self) -> pa.Schema:
+        fields = [
+            pa.field(name, CONSTANT if name in self._says else _arrow_type(dtype))
+            for name, dtype in self.dataset.schema.items()
+            if name != PARTITION
+        ]
+        return pa.schema(fields)
+
+    def _as_arrow(self, rows: pl.DataFrame) -> pa.Table:
+        schema = self._schema()
+        varying = [name for name in schema.names if name not in self._says]
+        table = rows.select(varying).to_arrow()
+        columns = [
+            _constant(self._says[name], rows.height)
+            if name in self._says
+            else table.column(name).cast(schema.field(name).type)
+            for name in schema.names
+        ]
+        return pa.Table.from_arrays(columns, schema=schema)
+
+    def _finish(self) -> list[AddAction]:
+        return [self._closed(day, part) for day, part in sorted(self._parts.items())]
+
+    def _closed(self, day: date, part: _Part) -> AddAction:
+        _flush(part)
+        part.writer.close()
+        size = self._store.get_file_info(part.path).size
+        (metadata,) = part.groups
+        return AddAction(
+            part.path, size, {PARTITION: day.isoformat()}, now_ms(), True, json.dumps(_statistics(metadata))
+        )
+
+    def _commit(self, added: list[AddAction], marks: Sequence[Mark]) -> None:
+        transactions = [
+            Transaction(mark.app, (self._table.transaction_version(mark.app) or 0) | mark.days) for mark in marks
+        ]
+        self._table.create_write_transaction(
+            list(added),
+            "append",
+            self._table.schema(),
+            [PARTITION],
+            # No retry inside: it would go on top of commits that nobody has looked at.
+            commit_properties=CommitProperties(app_transactions=transactions, max_commit_retries=0),
+            post_commithook_properties=QUIET,
+        )
+
+    def _has_landed(self, marks: Sequence[Mark], error: Exception) -> bool:
+        """Whether the table names our files (without any: our days). Raises `CommitFailed`, `CommitUnknown`."""
+        try:
+            self._table = _opened(self._lake, self.dataset)
+            paths = {part.path for part in self._parts.values()}
+            landed = paths <= set(files_of(self._table)["path"])
+            if not paths:
+                noted = marked(self._table, [mark.app for mark in marks])
+                landed = all(noted[mark.app] & mark.days == mark.days for mark in marks)
+        except STORE_ERRORS as again:
+            raise CommitUnknown(f"{self.dataset.name}: {reason(error)}; and then: {reason(again)}") from error
+        if not landed and not isinstance(error, CommitFailedError):
+            raise CommitFailed(f"{self.dataset.name}: {reason(error)}") from error
+        return landed
+
+    def _look_again(self) -> None:
+        """Whether the files that are new in the table hold any of our keys."""
+        files = files_of(self._table)
+        fresh = files.join(self._files, on="path", how="anti").filter(pl.col(PARTITION).is_in(list(self._parts)))
+        self._files = files
+        symbols = {symbol for _, symbol in self._groups}
+        for (day,), some in fresh.group_by(PARTITION):
+            theirs = _read(self._table, some["path"].to_list(), self.dataset.key, {"symbol": symbols})
+            if theirs.is_empty():
+                continue
+            ours = _read(self._table, [self._parts[day].path], self.dataset.key, {})
+            if ours.join(theirs, on=list(self.dataset.key), how="semi").height:
+                raise CommitConflict(f"{self.dataset.name} {day}: somebody else added the same rows meanwhile")
+
+
+def marked(table: DeltaTable | None, apps: Sequence[str]) -> dict[str, int]:
+    """The days that each app's mark names, as bits."""
+    return {app: (table.transaction_version(app) or 0) if table else 0 for app in apps}
+
+
+def _opened(lake: Lake, dataset: Dataset) -> DeltaTable:
+    table = lake.table(dataset)
+    if table is None:
+        raise CommitFailed(f"{lake.uri(dataset)} is not there any more")
+    return table
+
+
+def _read(
+    table: DeltaTable,
+    paths: Sequence[str],
+    columns: Sequence[str],
+    equals: Mapping[str, str | set[str]],
+    limits: Sequence[pl.Expr] = (),
+) -> pl.DataFrame:
+    root = table.table_uri.rstrip("/")
+    schema = dict(pl.Schema(table.schema()))
+    nothing = pl.DataFrame(schema={name: schema[name] for name in columns})
+    del schema[PARTITION]
+    conditions = [
+        pl.col(name).is_in(list(value)) if isinstance(value, set) else pl.col(name) == value
+        for name, value in equals.items()
+    ]
+    casts = pl.ScanCastOptions(datetime_cast=["nanosecond-downcast", "convert-timezone"])
+    how: dict[str, Any] = {"missing_columns": "insert", "hive_partitioning": False, "glob": False}
+    scans = [
+        pl.scan_parquet(f"{root}/{path}", schema=schema, cast_options=casts, **how)
+        .filter(*conditions, *limits)
+        .select(columns)
+        for path in paths
+    ]
+    return pl.concat([nothing, *pl.collect_all(scans)])
+
+
+def _flush(part: _Part) -> None:
+    if part.waiting:
+        part.writer.write_table(pa.concat_tables(part.waiting), row_group_size=part.waiting_rows)
+        part.waiting, part.waiting_rows = [], 0
+
+
+def _constant(word: str, count: int) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), count), pa.array([word], pa.string()))
+
+
+def _arrow_type(dtype: pl.DataType) -> pa.DataType:
+    return pl.Series([], dtype=dtype).to_arrow(compat_level=pl.CompatLevel.oldest()).type
+
+
+def _sought(dataset: Dataset) -> set[str]:
+    """The columns by which files are skipped, and what is in them is known without opening them."""
+    return {*dataset.key, "venue", "symbol", "source", "time"}
+
+
+def _repeats(dtype: pl.DataType) -> bool:
+    return dtype in (pl.String, pl.Float64)
+
+
+def _rises(dtype: pl.DataType) -> bool:
+    return dtype in (pl.Int64, TIME)
+
+
+def _statistics(metadata: pq.FileMetaData) -> dict[str, Any]:
+    """What the log says of a file, out of what the writer noted of its row groups."""
+    lows: dict[str, Any] = {}
+    highs: dict[str, Any] = {}
+    nulls: dict[str, int] = {}
+    for name, group in _noted(metadata):
+        nulls[name] = nulls.get(name, 0) + (group.null_count or 0)
+        if group.has_min_max and not isinstance(group.min, bool):
+            lows[name] = min(lows.get(name, group.min), group.min)
+            highs[name] = max(highs.get(name, group.max), group.max)
+    return {
+        "numRecords": metadata.num_rows,
+        "minValues": {name: statistic(value) for name, value in lows.items()},
+        "maxValues": {name: statistic(value) for name, value in highs.items()},
+        "nullCount": nulls,
+    }
+
+
+def _noted(metadata: pq.FileMetaData) -> Iterator[tuple[str, Any]]:
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            column = metadata.row_group(group).column(number)
+            if column.statistics is not None:
+                yield column.path_in_schema, column.statistics
