@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import shutil
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from functools import partial
@@ -20,11 +20,12 @@ import structlog
 
 from crypto_lake.backfill.certify import certified, certify
 from crypto_lake.backfill.facts import facts_of
-from crypto_lake.backfill.ingest import Landed, Stopped, Taken, Told, Unfit, ingest
-from crypto_lake.backfill.plan import Absent, Job, Wanted, daily, days_in, jobs
+from crypto_lake.backfill.findings import Differences, differences
+from crypto_lake.backfill.ingest import Landed, Stopped, Taken, Told, Unfit, ingest, ledger
+from crypto_lake.backfill.plan import Absent, Job, Missing, Wanted, daily, days_in, jobs
 from crypto_lake.config import ConfigError, Settings
 from crypto_lake.connections import SourceError
-from crypto_lake.connections.objects import Fetched, Objects, checksum_in
+from crypto_lake.connections.objects import Fetched, Objects, checksum_in, discard
 from crypto_lake.models import SIDES
 from crypto_lake.models.bucket import CHECKSUM, FOLDERS, File, file_at, is_about
 from crypto_lake.models.coverage import COVERAGE
@@ -83,6 +84,7 @@ class Summary:
     replaced: list[str] = field(default_factory=list)
     wrong: list[Wrong] = field(default_factory=list)
     verdicts: dict[str, int] = field(default_factory=dict)
+    compared: list[Differences] = field(default_factory=list)  # days of replaced files that differ from the table
     is_stopped: bool = False
 
     @property
@@ -110,7 +112,7 @@ async def backfill(
 
 
 async def symbols_of(settings: Settings, wanted: Wanted) -> tuple[str, ...]:
-    """Every symbol that has a folder in the bucket. Raises `SourceError`."""
+    """Every symbol that has a folder in the bucket. Raises `SourceError`, `ConfigError` when there is none."""
     async with Objects(settings.dumps) as objects:
         folders = [f"{FOLDERS[wanted.venue]}/{period}/{wanted.archive.type}/" for period in wanted.archive.periods]
         found: set[str] = set()
@@ -119,7 +121,15 @@ async def symbols_of(settings: Settings, wanted: Wanted) -> tuple[str, ...]:
                 name = key.removeprefix(folder).partition("/")[0]
                 if name:
                     found.add(name)
+    if not found:
+        raise ConfigError(f"LAKE_BINANCE_DUMPS={settings.dumps}: no symbol has {wanted.archive.type} files there")
     return tuple(sorted(found))
+
+
+async def sum_of(objects: Objects, file: File) -> str | None:
+    """The SHA-256 that the venue states of a file; None where it is not published. Raises `SourceError`."""
+    text = await objects.text(file.path + CHECKSUM)
+    return None if text is None else checksum_in(text, f"{file.stem}.zip")
 
 
 class _Run:
@@ -145,11 +155,11 @@ class _Run:
     async def whole(self, objects: Objects, *, recheck: bool) -> Summary:
         for dataset in (self.wanted.dataset, *SIDES, COVERAGE, DUMP_FILE):
             await asyncio.to_thread(self.lake.check, dataset)
-        ledger = await asyncio.to_thread(self._ledger)
-        self._known = {path: sha for path, (sha, state) in ledger.items() if state == INGESTED}
+        entries = await asyncio.to_thread(ledger, self.lake)
+        self._known = {path: sha for path, (sha, state) in entries.items() if state == INGESTED}
         missing = await asyncio.to_thread(self._missing)
         if recheck:
-            await self._take(objects, self._replaced(objects, ledger))
+            await self._take(objects, self._replaced(objects, entries))
         await self._take(objects, jobs(self.wanted, missing, partial(self._ask, objects), self.clock().date()))
         await self._take(objects, self._rest(objects))
         while self._again and not self.stop.is_set():
@@ -160,41 +170,40 @@ class _Run:
 
     # What is to be done
 
-    def _ledger(self) -> dict[str, tuple[str, str]]:
-        rows = self.lake.rows(DUMP_FILE).sort("state_time", maintain_order=True).unique("path", keep="last")
-        return {path: (sha, state) for path, sha, state in rows.select("path", "sha256", "state").iter_rows()}
-
-    def _missing(self) -> dict[tuple[str, date], list[date]]:
+    def _missing(self) -> dict[tuple[str, date], Missing]:
         """The wanted days of each symbol and month that are not marked, or not certified."""
         table, today = self.lake.table(self.wanted.dataset), self.clock().date()
         proofs = certified(self.lake, self.wanted.dataset, self.wanted.venue)
-        found: dict[tuple[str, date], list[date]] = {}
+        found: dict[tuple[str, date], Missing] = {}
         for symbol in self.wanted.symbols:
             apps = {month: self.wanted.app(symbol, month) for month in self.wanted.months}
             marks = marked(table, list(apps.values()))
             for month, app in apps.items():
-                here = {day for day in days_in(marks[app], month) if (symbol, day) in proofs}
+                here = days_in(marks[app], month)
                 days = [day for day in self.wanted.days(month) if day <= today]
-                found[symbol, month] = [day for day in days if day not in here]
-                self.summary.held_days += len(days) - len(found[symbol, month])
+                left = [day for day in days if not (day in here and (symbol, day) in proofs)]
+                was_taken = self.wanted.file(symbol, "monthly", month).path in self._known
+                found[symbol, month] = Missing(tuple(left), is_spent=was_taken and not here.intersection(left))
+                self.summary.held_days += len(days) - len(left)
         return found
 
     async def _ask(self, objects: Objects, file: File) -> str | None:
-        text = await objects.text(file.path + CHECKSUM)
-        return None if text is None else checksum_in(text, f"{file.stem}.zip")
+        return await sum_of(objects, file)
 
-    async def _replaced(self, objects: Objects, ledger: dict[str, tuple[str, str]]) -> AsyncIterator[Job | Absent]:
+    async def _replaced(self, objects: Objects, entries: dict[str, tuple[str, str]]) -> AsyncIterator[Job | Absent]:
         """The files in the ledger that are not any more what they were when their rows were taken."""
-        for path, (sha256, state) in ledger.items():
+        for path, (sha256, state) in entries.items():
             file = file_at(path)
             if file is None or state not in (INGESTED, REPLACED) or not self._is_wanted(file):
                 continue
             now = await self._ask(objects, file)
-            if now is None or now == sha256:
+            # What was found to be replaced, and then not taken, is still to be taken.
+            if now is None or (now == sha256 and state == INGESTED):
                 continue
             log.warning("dump_replaced", path=path, was=sha256, now=now)
             self.summary.replaced.append(path)
-            await asyncio.to_thread(self._say, path, now, REPLACED)
+            if (now, REPLACED) != (sha256, state):
+                await asyncio.to_thread(self._say, path, now, REPLACED)
             self._known.pop(path, None)
             yield Job(file, now, tuple(day for day in file.days if self.wanted.first <= day <= self.wanted.last))
 
@@ -291,7 +300,7 @@ class _Run:
         self._looks[path] = self._looks.get(path, 0) + 1
         if self._looks[path] < LOOKS:
             log.warning("dump_spoilt", path=path, reason=reason)
-            place.unlink(missing_ok=True)
+            discard(place)
             self._again.append(job)
             return
         log.error("dump_quarantined", path=path, reason=reason)
@@ -305,6 +314,7 @@ class _Run:
             target = self.settings.state / "quarantine" / path
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(place, target)
+            discard(place)
 
     def _place(self, file: File) -> Path:
         return self.settings.landing / file.path
@@ -350,16 +360,24 @@ class _Run:
         sizes = {each.job.file.path: each.fetched.size for each in batch}
         for each in taken:
             path = each.job.file.path
+            self._known[path] = each.job.sha256
             summary.files += 1
             summary.size += sizes[path]
             summary.rows += each.rows
             summary.added += each.added
             summary.refused += len(each.refused)
             summary.days += len(each.done)
+            summary.compared += self._differences(each)
             if each.lacking:
                 summary.short.append(path)
                 self._lacking.setdefault(each.job.file.symbol, []).extend(each.lacking)
             self.progress.done(path, INGESTED, f"{each.rows:,} rows, {each.added:,} new")
+
+    def _differences(self, taken: Taken) -> Iterator[Differences]:
+        for day in taken.done:
+            found = taken.days.get(day)
+            if found and found.differing is not None and (found.differing or found.only_ours):
+                yield differences(self.wanted.dataset, taken.job.file.symbol, day, found)
 
     def _clean(self, batch: Iterable[Landed]) -> None:
         if self.keep_archives:
@@ -367,7 +385,7 @@ class _Run:
         for each in batch:
             for fetched in (each.fetched, each.beside):
                 if fetched is not None:
-                    fetched.path.unlink(missing_ok=True)
+                    discard(fetched.path)
                     with contextlib.suppress(OSError):  # others are still fetched into the folder
                         fetched.path.parent.rmdir()
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import polars as pl
 
+from crypto_lake.backfill.findings import note_all
 from crypto_lake.backfill.plan import Job, Wanted, bits
 from crypto_lake.backfill.unpack import Damaged, pieces
 from crypto_lake.connections.objects import Fetched
@@ -38,8 +39,9 @@ DUMP: Final = "dump"
 EXAMPLES: Final = 100
 
 
-def _some(held: pl.DataFrame, more: pl.DataFrame) -> pl.DataFrame:
-    return pl.concat([held, more.head(EXAMPLES - held.height)]) if held.width else more.head(EXAMPLES)
+def _some(dataset: Dataset, held: pl.DataFrame, more: pl.DataFrame) -> pl.DataFrame:
+    """The first ones by their keys: the same ones whatever files the table has them in."""
+    return (pl.concat([held, more]) if held.width else more).sort(dataset.key).head(EXAMPLES)
 
 
 class Stopped(Exception):
@@ -68,8 +70,8 @@ class Landed:
 class Day:
     """A day of an archive: its rows, each once; those of them that the table had; those that only the table has.
 
-    When both were compared, `lone` are examples of what only the table has, and `ours` and `theirs` of what differs
-    under one key, in pairs; `differing` counts these (None: not compared).
+    When both were compared, `lone` are examples of what only the table has (`last_lone` is the last of all), and `ours`
+    and `theirs` of what differs under one key, in pairs; `differing` counts these (None: not compared).
     """
 
     rows: int = 0
@@ -77,14 +79,23 @@ class Day:
     only_ours: int = 0
     differing: int | None = None
     lone: pl.DataFrame = field(default_factory=pl.DataFrame)
+    last_lone: pl.DataFrame = field(default_factory=pl.DataFrame)
     ours: pl.DataFrame = field(default_factory=pl.DataFrame)
     theirs: pl.DataFrame = field(default_factory=pl.DataFrame)
 
-    def compare(self, compared: Compared) -> None:
+    def compare(self, dataset: Dataset, compared: Compared) -> None:
         """Takes what a comparison of a part of the day found."""
         self.differing = (self.differing or 0) + compared.ours.height
-        self.lone = _some(self.lone, compared.only_ours)
-        self.ours, self.theirs = _some(self.ours, compared.ours), _some(self.theirs, compared.theirs)
+        self.lack(dataset, compared.only_ours)
+        self.ours = _some(dataset, self.ours, compared.ours)
+        self.theirs = _some(dataset, self.theirs, compared.theirs)
+
+    def lack(self, dataset: Dataset, rows: pl.DataFrame) -> None:
+        """Takes rows of the table that the archive lacks."""
+        self.only_ours += rows.height
+        self.lone = _some(dataset, self.lone, rows)
+        both = pl.concat([self.last_lone, rows]) if self.last_lone.width else rows
+        self.last_lone = both.sort(dataset.key).tail(1)
 
 
 @dataclass(slots=True)
@@ -126,12 +137,20 @@ class Told:
 
 
 def ingest(
-    lake: Lake, wanted: Wanted, landed: Sequence[Landed], *, known: Mapping[str, str], now: datetime, told: Told
+    lake: Lake,
+    wanted: Wanted,
+    landed: Sequence[Landed],
+    *,
+    known: Mapping[str, str],
+    now: datetime,
+    told: Told,
+    are_noted: bool = True,
 ) -> list[Taken]:
     """Puts the rows of some archives into the table, those that it lacks, in one commit.
 
-    `known` are the paths in the ledger whose rows are in already, with their sums. Raises `Unfit` for an archive that
-    is not what it should be, `Stopped`, `CommitFailed`; nothing is in the tables then, but maybe words about it.
+    `known` are the paths in the ledger whose rows are in already, with their sums. What comparisons find is noted in
+    `quality`, unless the caller does that (`are_noted`). Raises `Unfit` for an archive that is not what it should be,
+    `Stopped`, `CommitFailed`; nothing is in the tables then, but maybe words about it.
     """
     mixed: set[str] = set()
     for _ in range(CONFLICTS + len(landed)):
@@ -139,8 +158,13 @@ def ingest(
         try:
             archives = [_Archive(bulk, wanted, each, now, told) for each in sorted(landed, key=_place)]
             taken = [archive.take(is_mixed=archive.file.path in mixed) for archive in archives]
-            _note(lake, wanted.dataset, landed, taken, known, now)
+            _note(lake, wanted.dataset, taken, now)
+            if are_noted:
+                note_all(lake, wanted.dataset, taken, now=now)
+            # Of days that are marked already the mark says nothing of these rows: the ledger speaks after them.
+            _enter(lake, [each for each in landed if not each.is_compared], taken, known, now)
             bulk.commit(_marks(wanted, taken))
+            _enter(lake, [each for each in landed if each.is_compared], taken, known, now)
             return taken
         except CommitConflict:
             continue
@@ -149,6 +173,12 @@ def ingest(
         finally:
             bulk.discard()
     raise CommitConflict(f"{wanted.dataset.name}: somebody else keeps adding the same rows")
+
+
+def ledger(lake: Lake) -> dict[str, tuple[str, str]]:
+    """Of every path in the ledger the newest sum and state."""
+    rows = lake.rows(DUMP_FILE).sort("state_time", maintain_order=True).unique("path", keep="last")
+    return {path: (sha256, state) for path, sha256, state in rows.select("path", "sha256", "state").iter_rows()}
 
 
 def _place(landed: Landed) -> tuple[str, date]:
@@ -163,14 +193,7 @@ def _marks(wanted: Wanted, taken: Iterable[Taken]) -> list[Mark]:
     return [Mark(app, bits(found)) for app, found in days.items()]
 
 
-def _note(
-    lake: Lake,
-    dataset: Dataset,
-    landed: Sequence[Landed],
-    taken: Sequence[Taken],
-    known: Mapping[str, str],
-    now: datetime,
-) -> None:
+def _note(lake: Lake, dataset: Dataset, taken: Sequence[Taken], now: datetime) -> None:
     """What is said beside the rows is written before them: whoever finds a day marked finds these words too."""
     now_us = int(now.timestamp() * 1e6)
     for each in taken:
@@ -178,8 +201,15 @@ def _note(
         lake.append_once(REJECTED, rejected_rows(dataset, each.refused), guard)
         short = finding_rows(dataset, list(_short_month(each)), found_us=now_us)
         lake.append_once(QUALITY, pl.concat([short, *each.findings]), guard)
+
+
+def _enter(
+    lake: Lake, landed: Sequence[Landed], taken: Sequence[Taken], known: Mapping[str, str], now: datetime
+) -> None:
+    """Into the ledger, what is not there already."""
     fetched = {each.job.file.path: each.fetched for each in landed}
-    fresh = [each for each in taken if known.get(each.job.file.path) != each.job.sha256]
+    here = [each for each in taken if each.job.file.path in fetched]
+    fresh = [each for each in here if known.get(each.job.file.path) != each.job.sha256]
     lake.add(DUMP_FILE, _ledger(fresh, fetched, now))
 
 
@@ -362,17 +392,15 @@ class _Archive:
         )
         self._reached[day] = last
         compared = compare(self.dataset, ours, rows)
-        counts.compare(compared)
-        counts.only_ours += compared.only_ours.height
+        counts.compare(self.dataset, compared)
         return compared.only_theirs
 
     def _compare_rest(self) -> None:
-        """What the table has behind the archive's last row of a day, only the table has."""
-        for day, last in self._reached.items():
-            ours = self.bulk.held(day, list(self.dataset.schema), above=last, **self._equals())
-            counts = self.taken.days[day]
-            counts.compare(compare(self.dataset, ours, ours.clear()))
-            counts.only_ours += ours.height
+        """What the table has behind the archive's last row of a day, only the table has; all, when there is no row."""
+        for day in self.taken.done if self.landed.is_compared else ():
+            ours = self.bulk.held(day, list(self.dataset.schema), above=self._reached.get(day), **self._equals())
+            counts = self.taken.days.setdefault(day, Day())
+            counts.compare(self.dataset, compare(self.dataset, ours, ours.clear()))
 
     def _held_on(self, day: date, counts: Day) -> pl.DataFrame:
         """The keys of the day that the table holds."""
@@ -427,9 +455,11 @@ def _stretches(dataset: Dataset, rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:
 
 
 def _each_once(dataset: Dataset, rows: pl.DataFrame, taken: Taken, now_us: int) -> pl.DataFrame:
-    """Sorted, each key once. What stands under the key of another row and is not the same is set aside."""
+    """Sorted, each key once. What stands under the key of another row and says something else is set aside."""
     once = rows.unique(dataset.key, keep="first", maintain_order=True)
-    distinct = rows.unique(maintain_order=True)
+    # A best bid is told again with a later time, under the same update: live, too, the first word counts.
+    said = [name for name in rows.columns if dataset.sequence or rows.schema[name] != TIME]
+    distinct = rows.unique([*dict.fromkeys((*dataset.key, *said))], keep="first", maintain_order=True)
     if distinct.height > once.height:
         other = distinct.join(once, on=distinct.columns, how="anti", nulls_equal=True, maintain_order="left")
         reason = "another row of the archive has the same key and differs"

@@ -1,7 +1,7 @@
 """What has to be fetched: the days that are wanted, minus the days whose mark is in the table."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Final
@@ -91,14 +91,22 @@ def days_in(mark: int, month: date) -> set[date]:
     return {month.replace(day=number) for number in range(1, end_of_month(month).day + 1) if mark >> (number - 1) & 1}
 
 
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Days of a month that are to be taken. `is_spent`: the month's own file was taken, and it has none of them."""
+
+    days: tuple[date, ...]
+    is_spent: bool = False
+
+
 async def jobs(
-    wanted: Wanted, missing: dict[tuple[str, date], list[date]], ask: Ask, today: date
+    wanted: Wanted, missing: Mapping[tuple[str, date], Missing], ask: Ask, today: date
 ) -> AsyncIterator[Job | Absent]:
     """The files that have the `missing` days of each symbol and month; month by month, so that symbols stay together.
 
     Whether a file exists is decided by its checksum, nothing else. Raises what `ask` raises.
     """
-    places = sorted(((month, symbol) for (symbol, month), days in missing.items() if days))
+    places = sorted((month, symbol) for (symbol, month), found in missing.items() if found.days)
     for at in range(0, len(places), ASKED_AT_ONCE):
         some = places[at : at + ASKED_AT_ONCE]
         found = await asyncio.gather(
@@ -121,21 +129,16 @@ async def daily(wanted: Wanted, symbol: str, days: Sequence[date], ask: Ask) -> 
 
 
 async def _of_month(
-    wanted: Wanted, symbol: str, month: date, missing: Collection[date], ask: Ask, today: date
+    wanted: Wanted, symbol: str, month: date, missing: Missing, ask: Ask, today: date
 ) -> list[Job | Absent]:
-    has_month = "monthly" in wanted.archive.periods and end_of_month(month) < today
-    is_whole = len(wanted.days(month)) == end_of_month(month).day and len(missing) > FEW_DAYS
-    is_only = "daily" not in wanted.archive.periods
-    if has_month and (is_whole or is_only) and (job := await _monthly(wanted, symbol, month, missing, ask)):
+    has_month = "monthly" in wanted.archive.periods and end_of_month(month) < today and not missing.is_spent
+    is_whole = len(wanted.days(month)) == end_of_month(month).day and len(missing.days) > FEW_DAYS
+    is_first = has_month and (is_whole or "daily" not in wanted.archive.periods)
+    if is_first and (job := await _monthly(wanted, symbol, month, missing.days, ask)):
         return [job]
-    found = await daily(wanted, symbol, sorted(missing), ask)
+    found = await daily(wanted, symbol, missing.days, ask)
     absent = [day for each in found if isinstance(each, Absent) for day in each.days]
-    if (
-        absent
-        and has_month
-        and not (is_whole or is_only)
-        and (job := await _monthly(wanted, symbol, month, absent, ask))
-    ):
+    if absent and has_month and not is_first and (job := await _monthly(wanted, symbol, month, absent, ask)):
         return [*(each for each in found if isinstance(each, Job)), job]
     return found
 
