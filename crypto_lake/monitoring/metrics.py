@@ -83,3 +83,9 @@ rest_used_weight = _gauge(
 rest_stopped_until_seconds = _gauge(
     "rest_stopped_until_seconds", "Until when no request leaves, 0 = never stopped (unix seconds)"
 )
+
+# Files over HTTP.
+download_requests_total = _counter(
+    "download_requests_total", "Requests for files and listings by HTTP status; none = no answer (requests)", "status"
+)
+download_bytes_total = _counter("download_bytes_total", "Payload of files and listings received (bytes)")
