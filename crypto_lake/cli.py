@@ -4,9 +4,11 @@ Verbs import what they run: a recorder needs neither the simulator nor the table
 """
 
 import asyncio
+import os
 import signal
 import sys
-from collections.abc import Coroutine
+import threading
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 import typer
 
 from crypto_lake import show
-from crypto_lake.config import ConfigError, SinkFormat, example, load
+from crypto_lake.config import ConfigError, Settings, SinkFormat, example, load
 from crypto_lake.connections import SourceError
 from crypto_lake.models import DATASETS, Dataset, dataset_named
 from crypto_lake.monitoring.log import configure
@@ -31,6 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+backfill_app = typer.Typer(help="History into the same tables; without a source on a terminal, it asks.")
+app.add_typer(backfill_app, name="backfill")
 config_app = typer.Typer(help="Settings: write a .env, or see what is in force and why.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
@@ -38,6 +42,10 @@ app.add_typer(config_app, name="config")
 EXPECTED: Final = (ConfigError, SourceError, CommitFailed, CommitUnknown)
 FAILED: Final = 1
 COULD_NOT_RUN: Final = 2
+USAGE: Final = 2
+STDERR: Final = 2
+# Whoever is ended at once does not come to show what a bar has hidden.
+SHOW_CURSOR: Final = b"\x1b[?25h\n"
 
 Datasets = Annotated[str | None, typer.Option(help="Datasets, separated by commas [LAKE_DATASETS].")]
 Symbols = Annotated[
@@ -113,6 +121,10 @@ def simulate(
     speed: Annotated[float, typer.Option(help="Times real time; 0 = a replay as fast as it is read.", min=0)] = 1.0,
     symbols: Annotated[int, typer.Option(help="Generated: how many USD-M symbols.", min=1, max=1000)] = 3,
     rate: Annotated[float, typer.Option(help="Generated: messages per second.", min=0.1)] = 200.0,
+    start: Annotated[
+        str | None, typer.Option(help="Generated: what its clock says at first, such as 2026-03-01T23:59 (UTC); now.")
+    ] = None,
+    dumps: Annotated[bool, typer.Option(help="Generated: official files too, of each day that is over.")] = True,
     faults: Annotated[Path | None, typer.Option(help="A scenario of faults, such as docs/faults.toml.")] = None,
     seed: Annotated[
         int | None, typer.Option(help="Of a generated market [1] and, instead of the file's own, of --faults.")
@@ -124,10 +136,22 @@ def simulate(
     scenario = None if faults is None else read_scenario(faults, seed=seed)
     made: Market
     if market == "generated":
-        made = GeneratedMarket(futures=symbols, rate=rate, seed=1 if seed is None else seed, speed=speed or 1.0)
+        start_ms = None if start is None else _milliseconds(start)
+        seed = 1 if seed is None else seed
+        made = GeneratedMarket(symbols, rate=rate, seed=seed, speed=speed or 1.0, start_ms=start_ms)
+    elif start is not None:
+        raise ConfigError(f"--start {start}: a recording begins when it began; leave it out, or --market generated")
     else:
-        made = _replayed(market.split(","), speed)
-    run_loop(_simulate(made, port, scenario))
+        made, dumps = _replayed(market.split(","), speed), False
+    run_loop(_simulate(made, port, scenario, dumps=dumps))
+
+
+def _milliseconds(start: str) -> int:
+    from crypto_lake.query.span import span
+
+    since, _ = span(start, None)
+    assert since is not None
+    return int(since.timestamp() * 1000)
 
 
 def _replayed(paths: list[str], speed: float) -> "Market":
@@ -141,14 +165,14 @@ def _replayed(paths: list[str], speed: float) -> "Market":
         ) from None
 
 
-async def _simulate(market: "Market", port: int, faults: "Scenario | None") -> None:
+async def _simulate(market: "Market", port: int, faults: "Scenario | None", *, dumps: bool) -> None:
     from crypto_lake.simulator import Simulator
 
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
-        async with Simulator(market, port, faults=faults) as exchange:
+        async with Simulator(market, port, faults=faults, dumps=dumps) as exchange:
             typer.echo("# an exchange on loopback; give a recorder these settings")
             for name, value in exchange.environment.items():
                 typer.echo(f"export {name}={value}")
@@ -268,6 +292,7 @@ def validate_tables(
                 start=start,
                 end=end,
                 now=datetime.now(UTC),
+                landing=settings.landing,
                 on_step=on_step,
             )
         if report is not None:
@@ -301,6 +326,142 @@ def coverage_of_days(
     if out is not None and found.height:
         reports.draw_coverage(found, out)
     show.coverage(found, as_json=json)
+
+
+@backfill_app.callback(invoke_without_command=True)
+def backfill(context: typer.Context) -> None:
+    """History into the same tables; without a source on a terminal, it asks."""
+    if context.invoked_subcommand is None:
+        if not sys.stdin.isatty():
+            typer.echo(context.get_help())
+            raise typer.Exit(USAGE)
+        backfill_binance(**_asked())
+
+
+@backfill_app.command("binance")
+def backfill_binance(
+    dataset: Annotated[str, typer.Option(help="agg_trade, trade, bar, book_ticker, mark_price, funding_rate, ...")],
+    symbols: Annotated[str, typer.Option(help="Symbols, separated by commas; all = every one that has files.")],
+    start: Annotated[str, typer.Option(help="From that day or month on, inclusive: 2024-01-15 or 2024-01.")],
+    end: Annotated[str | None, typer.Option(help="To that day or month, inclusive; without it, to yesterday.")] = None,
+    market: Annotated[str, typer.Option(help="um (USD-M futures), cm (COIN-M futures) or spot.")] = "um",
+    timeframe: Annotated[str, typer.Option(help="Of bars: 1s (spot), 1m, 5m, 15m, 1h, 4h or 1d.")] = "1m",
+    keep_archives: Annotated[
+        bool, typer.Option("--keep-archives", help="Leave the downloaded files in LAKE_STATE/landing.")
+    ] = False,
+    recheck: Annotated[
+        bool, typer.Option(help="Ask whether files taken before were replaced since.", show_default=True)
+    ] = True,
+    root: Root = None,
+    state: State = None,
+    json: Json = False,
+) -> None:
+    """Official files into the tables: only what is not there yet, beside a running recorder if there is one."""
+    from crypto_lake.backfill import binance
+    from crypto_lake.backfill.ask import wanted_of
+    from crypto_lake.watch import Watch
+
+    settings = load(root=root, state=state)
+    wanted = wanted_of(market, dataset, symbols, start, end, timeframe, today=datetime.now(UTC).date())
+    _log_to_file(settings)
+    stop = _stopped_by_signals()
+    with Watch(f"{dataset} {market}", stop=stop) as watch:
+        done = asyncio.run(
+            binance.backfill(settings, wanted, watch, keep_archives=keep_archives, recheck=recheck, stop=stop)
+        )
+    show.backfilled(done, as_json=json)
+    if not done.is_good:
+        raise typer.Exit(FAILED)
+
+
+@app.command("reconcile")
+def reconcile_days(
+    dataset: Annotated[str, typer.Option(help="agg_trade, trade, bar, liquidation (cm), ...")],
+    symbols: Annotated[str, typer.Option(help="Symbols, separated by commas; all = every one that has files.")],
+    date: Annotated[str, typer.Option(help="A day or a month (UTC): 2024-01-15 or 2024-01.")],
+    market: Annotated[str, typer.Option(help="um (USD-M futures), cm (COIN-M futures) or spot.")] = "um",
+    timeframe: Annotated[str, typer.Option(help="Of bars: 1s (spot), 1m, 5m, 15m, 1h, 4h or 1d.")] = "1m",
+    root: Root = None,
+    state: State = None,
+    json: Json = False,
+) -> None:
+    """What was recorded against the official file against REST: fills what can be had, shows what differs.
+
+    Exit status 0: no day differs from its file or is known to lack rows. 1: one does, has a file that is of no use, or
+    nothing is there at all; the table is printed all the same.
+    """
+    from crypto_lake.backfill.ask import wanted_of
+    from crypto_lake.backfill.reconcile import day_or_month, reconcile
+    from crypto_lake.watch import Watch
+
+    settings, today = load(root=root, state=state), datetime.now(UTC).date()
+    span = day_or_month(date, today=today)
+    wanted = wanted_of(market, dataset, symbols, span, span, timeframe, today=today)
+    _log_to_file(settings)
+    stop = _stopped_by_signals()
+    with Watch(f"{dataset} {market}", stop=stop) as watch:
+        done = asyncio.run(reconcile(settings, wanted, watch, stop=stop))
+    show.reconciled(done, as_json=json)
+    if not done.is_good:
+        raise typer.Exit(FAILED)
+
+
+def _log_to_file(settings: Settings) -> None:
+    """The log of what is watched: the watch says the same in words, and a second voice would spoil its bars."""
+    configure(settings.model_copy(update={"log_to_terminal": False}))
+
+
+def _stopped_by_signals() -> threading.Event:
+    """Set by the first SIGINT or SIGTERM; a second one ends at once."""
+    stop = threading.Event()
+
+    def ask(number: int, _frame: object) -> None:
+        if stop.is_set():
+            if os.isatty(STDERR):
+                os.write(STDERR, SHOW_CURSOR)
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask)
+    return stop
+
+
+def _asked() -> dict[str, Any]:
+    """What to backfill, asked for question by question; each answer is looked at before the next question."""
+    from crypto_lake.backfill import ask
+
+    today = datetime.now(UTC).date()
+    market = _prompt(f"Market ({', '.join(ask.markets())})", ask.datasets_of, default="um")
+    said: dict[str, Any] = {"market": market, "timeframe": "1m", "symbols": "all", "start": "2020-01", "end": None}
+
+    def with_(name: str) -> Callable[[str], object]:
+        return lambda text: ask.wanted_of(**{**said, name: text or None}, today=today)
+
+    said["dataset"] = _prompt(f"Dataset ({', '.join(ask.datasets_of(market))})", with_("dataset"), default="agg_trade")
+    if said["dataset"] == "bar":
+        said["timeframe"] = _prompt("Timeframe (1m, 5m, 15m, 1h, 4h, 1d; spot: 1s)", with_("timeframe"), default="1m")
+    symbol = "BTCUSD_PERP" if market == "cm" else "BTCUSDT"
+    said["symbols"] = _prompt("Symbols, separated by commas, or all", with_("symbols"), default=symbol)
+    said["start"] = _prompt("From (a day, 2024-01-15, or a month, 2024-01)", with_("start"))
+    said["end"] = _prompt("To, inclusive (nothing: to yesterday)", with_("end"), default="") or None
+    options = (f"--{name} {value}" for name, value in said.items() if value and (name != "timeframe" or value != "1m"))
+    typer.echo(f"crypto-lake backfill binance {' '.join(options)}", err=True)
+    return said
+
+
+def _prompt(question: str, check: Callable[[str], object], *, default: str | None = None) -> str:
+    """An answer that `check` does not refuse with a `ConfigError`."""
+
+    def fit(text: str) -> str:
+        try:
+            check(text)
+        except ConfigError as error:
+            raise typer.BadParameter(str(error)) from None
+        return text
+
+    return str(typer.prompt(question, default=default, value_proc=fit, show_default=bool(default), err=True))
 
 
 @app.command()

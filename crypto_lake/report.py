@@ -1,8 +1,8 @@
 """Reports as files: a validation as JSON, Markdown or HTML, coverage as a heat map."""
 
 import html
-from collections.abc import Callable, Iterator
-from datetime import date, datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,12 +10,25 @@ import msgspec
 import polars as pl
 
 from crypto_lake.config import ConfigError
+from crypto_lake.models import DATASETS, Dataset
+from crypto_lake.models.bar import BAR
 from crypto_lake.models.coverage import COMPLETE, DIFFERS, INCOMPLETE, UNVERIFIABLE
 from crypto_lake.query import Report
 
 REPORTS: Final = (".json", ".md", ".html")
 PICTURES: Final = (".png", ".html")
-COLOURS: Final = {COMPLETE: "#2a9d8f", UNVERIFIABLE: "#b8b8b8", DIFFERS: "#e9c46a", INCOMPLETE: "#c1121f"}
+# A day that is complete, and was held against the official dump.
+CERTIFIED: Final = "certified"
+COLOURS: Final = {
+    CERTIFIED: "#1b7a5a", COMPLETE: "#7fcdb5", UNVERIFIABLE: "#b8b8b8", DIFFERS: "#e9c46a", INCOMPLETE: "#c1121f"
+}  # fmt: skip
+MEANINGS: Final = {
+    CERTIFIED: "whole, and compared with the official dump",
+    COMPLETE: "whole: the ids go on without a hole",
+    INCOMPLETE: "something is missing",
+    DIFFERS: "rows are not those of the dump",
+    UNVERIFIABLE: "nothing is known to be missing, and nothing proves it",
+}
 NO_DAY: Final = "#ffffff"
 STYLE: Final = """body{font:14px system-ui,sans-serif;margin:2em;color:#264653}
 table{border-collapse:collapse;margin:1em 0}
@@ -75,6 +88,44 @@ def days_of(found: pl.DataFrame) -> list[date]:
     """Every day from the first of any line to the last."""
     first, last = found.select(pl.col("date").min().alias("first"), pl.col("date").max().alias("last")).row(0)
     return list(pl.date_range(first, last, eager=True))
+
+
+def shade(day: Mapping[str, Any]) -> str:
+    """How a day of coverage is shown: as its verdict, or as certified."""
+    is_certified = day["verdict"] == COMPLETE and day["dump_sha256"] is not None
+    return CERTIFIED if is_certified else str(day["verdict"])
+
+
+def reason(days: Sequence[Mapping[str, Any]]) -> str:
+    """Why days of one verdict are not complete; numbers are those of all of them."""
+    verdict, dataset = days[0]["verdict"], DATASETS[days[0]["dataset"]]
+    if verdict == UNVERIFIABLE:
+        return _doubt(days[0], dataset)
+    differing, missing = (sum(day[name] or 0 for day in days) for name in ("differing_rows", "missing_rows"))
+    down_s = sum(day["downtime_s"] for day in days)
+    is_unknown = dataset.chain is not None and any(day["missing_rows"] is None for day in days)
+    parts = [f"{_counted(differing, 'row')} not as in the dump"] if differing else []
+    parts += [f"{_counted(missing, 'row')} missing"] if missing else []
+    parts += ["updates of the book missing"] if is_unknown else []
+    parts += [f"{duration(down_s)} without delivery"] if down_s else []
+    return ", ".join(parts)
+
+
+def _doubt(day: Mapping[str, Any], dataset: Dataset) -> str:
+    if day["checked_time"] < datetime.combine(day["date"] + timedelta(days=1), time(), UTC):
+        return "the day is not over"
+    if day["dump_sha256"] is not None:
+        return "not all of its bars are here" if dataset.name == BAR.name else "not all of its dump is here"
+    if dataset.sequence or dataset.chain:
+        return "not compared with a dump, and its ids do not go on on both sides"
+    return "not compared with a dump, and no ids prove anything"
+
+
+def duration(length_s: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, seconds = divmod(round(length_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
 
 
 def _parts(report: Report) -> list[tuple[str, pl.DataFrame]]:
@@ -157,7 +208,10 @@ def _cell(value: Any) -> str:
 def _coverage_html(found: pl.DataFrame) -> str:
     days = days_of(found)
     body = "<h1>Coverage</h1><p>"
-    body += " ".join(f'<span style="color:{colour}">■ {verdict}</span>' for verdict, colour in COLOURS.items())
+    body += " ".join(
+        f'<span title="{MEANINGS[name]}"><span style="color:{colour}">■</span> {name}</span>'
+        for name, colour in COLOURS.items()
+    )
     body += f'</p><table class="calendar"><tr><th></th>{"".join(map(_html_month, days))}</tr>'
     for name, held in lines(found):
         cells = "".join(_html_day(day, held.get(day)) for day in days)
@@ -173,8 +227,10 @@ def _html_day(day: date, row: dict[str, Any] | None) -> str:
     if row is None:
         return "<td></td>"
     missing = "" if row["missing_rows"] is None else f", {row['missing_rows']:,} missing"
-    title = f"{day}: {row['verdict']}, {row['rows']:,} rows{missing}, {row['downtime_s']:.0f} s without delivery"
-    return f'<td style="background:{COLOURS[row["verdict"]]}" title="{title}"></td>'
+    dump = f", dump of {row['dump_rows'] or 0:,} rows" if row["dump_sha256"] else ""
+    differing = f", {row['differing_rows']:,} differing" if row["differing_rows"] else ""
+    title = f"{day}: {shade(row)}, {row['rows']:,} rows{missing}{differing}, {row['downtime_s']:.0f} s without delivery"
+    return f'<td style="background:{COLOURS[shade(row)]}" title="{title}{dump}"></td>'
 
 
 def _coverage_png(found: pl.DataFrame, path: Path) -> None:
@@ -188,8 +244,8 @@ def _coverage_png(found: pl.DataFrame, path: Path) -> None:
     from matplotlib.colors import ListedColormap
 
     days, symbols = days_of(found), list(lines(found))
-    places = {verdict: number for number, verdict in enumerate(COLOURS, start=1)}
-    grid = [[places[held[day]["verdict"]] if day in held else 0 for day in days] for _, held in symbols]
+    places = {name: number for number, name in enumerate(COLOURS, start=1)}
+    grid = [[places[shade(held[day])] if day in held else 0 for day in days] for _, held in symbols]
     figure, axes = plt.subplots(figsize=(12, 1.5 + 0.25 * len(symbols)), constrained_layout=True)
     # matplotlib counts days, and a cell goes from its midnight to the next.
     number: Callable[[date], float] = dates.date2num
@@ -201,7 +257,7 @@ def _coverage_png(found: pl.DataFrame, path: Path) -> None:
     axes.set_yticks(range(len(symbols)), [name for name, _ in symbols])
     axes.spines[:].set_visible(False)
     axes.legend(
-        handles=[patches.Patch(color=colour, label=verdict) for verdict, colour in COLOURS.items()],
+        handles=[patches.Patch(color=colour, label=name) for name, colour in COLOURS.items()],
         loc="lower right", bbox_to_anchor=(1, 1), ncols=len(COLOURS), frameon=False,
     )  # fmt: skip
     try:

@@ -2,9 +2,9 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,9 +20,12 @@ from rich.text import Text
 
 from crypto_lake.config import ConfigError, Settings, origin, unknown_names
 from crypto_lake.models import Dataset
-from crypto_lake.models.coverage import COMPLETE, DIFFERS, INCOMPLETE, UNVERIFIABLE
 
 if TYPE_CHECKING:
+    from crypto_lake.backfill.binance import Summary
+    from crypto_lake.backfill.findings import Differences
+    from crypto_lake.backfill.plan import Absent
+    from crypto_lake.backfill.reconcile import Outcome, Reconciled
     from crypto_lake.query import Report
     from crypto_lake.writers.maintenance import Done
 
@@ -32,12 +35,7 @@ FAILED: Final = 1
 UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 WRITERS: Final = (".csv", ".parquet", ".jsonl")
 FINDINGS_SHOWN: Final = 40
-# Two months, or what fits beside the names and the sums.
-DAYS_SHOWN: Final = 62
-CALENDAR_NAMES: Final = 75
-CALENDAR_WIDTH: Final = DAYS_SHOWN + CALENDAR_NAMES
-CELLS: Final = {COMPLETE: ("■", "green"), INCOMPLETE: ("✗", "bold red"), DIFFERS: ("≠", "yellow"),
-                UNVERIFIABLE: ("·", "dim")}  # fmt: skip
+FEW_LINES: Final = 10
 SEVERITIES: Final = {"error": "bold red", "warn": "yellow", "info": "dim"}
 
 
@@ -226,8 +224,8 @@ def _finding(row: dict[str, Any]) -> Text:
 
 
 def coverage(found: pl.DataFrame, *, as_json: bool) -> None:
-    """A line per dataset and symbol with a cell per day, and the sums."""
-    from crypto_lake.report import days_of, lines
+    """A calendar of each dataset and symbol; letters where nobody sees colours."""
+    from crypto_lake.calendar import COLOURED, PLAIN, calendar
 
     if as_json:
         _json(found.to_dicts())
@@ -235,47 +233,10 @@ def coverage(found: pl.DataFrame, *, as_json: bool) -> None:
     if found.is_empty():
         typer.echo("no day to show")
         return
-    console = _console(CALENDAR_WIDTH)
-    shown = min(DAYS_SHOWN, max(1, console.width - CALENDAR_NAMES))
-    days = days_of(found)[-shown:]
-    counted = [name for name in CELLS if name != DIFFERS]
-    table = Table(box=box.SIMPLE)
-    table.add_column("dataset and symbol", no_wrap=True)
-    table.add_column(f"{days[0]:%m-%d} to {days[-1]}", no_wrap=True)
-    for title in (*(CELLS[name][0] for name in counted), "missing", "downtime"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for name, held in lines(found):
-        cells = Text.assemble(*(_day_cell(held.get(day)) for day in days))
-        counts = [_number(sum(row["verdict"] == each for row in held.values())) for each in counted]
-        missing = sum(row["missing_rows"] or 0 for row in held.values())
-        down_s = sum(row["downtime_s"] for row in held.values())
-        table.add_row(name, cells, *counts, _number(missing), _duration(down_s))
-    console.print(table)
-    console.print(Text.assemble(*(part for name, cell in CELLS.items() for part in (cell, f" {name}  "))))
-    if len(days_of(found)) > len(days):
-        console.print(f"the last {len(days)} days; --end DAY or --out FILE.html for others")
-    console.print(_coverage_sentence(found))
-
-
-def _day_cell(row: dict[str, Any] | None) -> tuple[str, str]:
-    return (" ", "") if row is None else CELLS[row["verdict"]]
-
-
-def _coverage_sentence(found: pl.DataFrame) -> str:
-    counts = dict(found.group_by("verdict").len().iter_rows())
-    verdicts = ", ".join(f"{counts[name]:,} {name}" for name in CELLS if name in counts)
-    symbols = found.select("dataset", "venue", "symbol").n_unique()
-    missing, repaired, down_s = found.select("missing_rows", "repaired_rows", "downtime_s").sum().row(0)
-    return (
-        f"{found.height:,} days of {symbols:,} series: {verdicts}; {missing or 0:,} rows missing, "
-        f"{repaired:,} repaired, {_duration(down_s)} without delivery"
-    )
-
-
-def _duration(length_s: float) -> str:
-    minutes, seconds_ = divmod(round(length_s), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds_:02}"
+    console = _console()
+    is_plain = not console.is_terminal or console.no_color or console.color_system is None or console.options.ascii_only
+    for line in calendar(found, PLAIN if is_plain else COLOURED):
+        console.print(line, soft_wrap=True)
 
 
 @contextmanager
@@ -291,6 +252,175 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
             shown.update(task, description=words, completed=done, total=of or None)
 
         yield step
+
+
+def backfilled(done: "Summary", *, as_json: bool) -> None:
+    """What a backfill did: a line of figures, then whatever a person should know."""
+    if as_json:
+        _json(
+            {
+                "files": done.files,
+                "rows": done.rows,
+                "added_rows": done.added,
+                "refused_rows": done.refused,
+                "bytes": done.size,
+                "days": done.days,
+                "held_days": done.held_days,
+                "absent": [{"symbol": each.symbol, "days": each.days} for each in done.absent],
+                "incomplete_months": done.short,
+                "replaced": done.replaced,
+                "failed": [{"path": each.path, "reason": each.reason} for each in done.wrong],
+                "verdicts": done.verdicts,
+                "differences": done.compared,
+                "is_stopped": done.is_stopped,
+            }
+        )
+        return
+    console = _console()
+    held = f"; there already: {_count(done.held_days, 'day')}" if done.held_days else ""
+    console.print(
+        f"{_count(done.files, 'file')}, {_size(done.size)}, {_count(done.rows, 'row')}, {done.added:,} of them new, "
+        f"{_count(done.days, 'day')}{held}",
+        soft_wrap=True,
+    )
+    if done.verdicts:
+        words = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(done.verdicts.items()))
+        console.print(f"days by verdict: {words}", soft_wrap=True)
+    if done.refused:
+        console.print(f"what fits nothing is in `rejected`: {_count(done.refused, 'line')}", soft_wrap=True)
+    for title, lines in (
+        ("not published", _absent(done.absent)),
+        ("months whose file lacks days", done.short),
+        ("replaced by the venue since they were taken", done.replaced),
+        ("failed; the same command tries again", [each.reason for each in done.wrong]),
+    ):
+        if lines:
+            more = [f"... and {len(lines) - FEW_LINES:,} more"] if len(lines) > FEW_LINES else []
+            console.print("\n  ".join([f"{title}:", *lines[:FEW_LINES], *more]), soft_wrap=True, markup=False)
+    for each in done.compared:
+        _differences(console, each)
+    if done.is_stopped:
+        console.print("stopped; the same command goes on from here", soft_wrap=True)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _absent(found: "Sequence[Absent]") -> list[str]:
+    """`BTCUSDT: 2024-01-03 to 2024-01-05, 2024-02-01 (4 days)`, a line per symbol."""
+    days: dict[str, list[date]] = {}
+    for each in found:
+        days.setdefault(each.symbol, []).extend(each.days)
+    return [f"{symbol}: {_days_in_words(sorted(set(some)))}" for symbol, some in days.items()]
+
+
+def _days_in_words(days: Sequence[date]) -> str:
+    runs: list[list[date]] = []
+    for day in days:
+        if runs and (day - runs[-1][-1]).days == 1:
+            runs[-1].append(day)
+        else:
+            runs.append([day])
+    words = [f"{run[0]}" if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs[:FEW_LINES]]
+    words += ["..."] if len(runs) > FEW_LINES else []
+    return f"{', '.join(words)} ({len(days)} days)" if len(days) > 1 else words[0]
+
+
+RECONCILED: Final = ("rows", "in file", "+ file", "+ REST", "only ours", "differ", "not at venue", "missing")
+
+
+def reconciled(done: "Outcome", *, as_json: bool) -> None:
+    """A line per symbol and day; below, what the accounts of a day differ in, and what could not be compared."""
+    from crypto_lake.calendar import COLOURED
+
+    if as_json:
+        _json([_reconciled_day(each) for each in done.days])
+        return
+    console, table = _console(), Table(box=box.SIMPLE)
+    for name in ("symbol", "day", "verdict"):
+        table.add_column(name, no_wrap=True)
+    for name in RECONCILED:
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in done.days:
+        numbers = [*_counts(each), each.not_at_venue, each.missing_rows]
+        verdict = Text(each.verdict, COLOURED.cells[each.verdict][1])
+        table.add_row(each.symbol, str(each.date), verdict, *map(_number, numbers))
+    console.print(table)
+    for each in done.days:
+        for line in _reservations(each):
+            console.print(f"{each.symbol} {each.date}: {line}", soft_wrap=True, markup=False)
+        if each.differences:
+            _differences(console, each.differences)
+    if done.is_stopped:
+        console.print("stopped; the same command does it again", soft_wrap=True)
+
+
+def _counts(each: "Reconciled") -> list[int | None]:
+    told = each.differences
+    only_ours, differing = (told.only_ours, told.differing) if told else (None, None)
+    filled = None if each.dump_rows is None else each.filled_by_dump
+    return [each.rows, each.dump_rows, filled, each.filled_by_rest, only_ours, differing]
+
+
+def _reservations(each: "Reconciled") -> Iterator[str]:
+    """What the figures of a day do not say."""
+    if each.fault:
+        yield f"its file is of no use: {each.fault}"
+    elif each.dump_rows is None:
+        yield "no official file is published" + ("" if each.rows else ", and the table has no row")
+    if each.rest_reason:
+        yield f"REST: {each.rest}: {each.rest_reason}"
+    elif each.rest_pages:
+        yield f"REST: asked for {each.rest_pages:,} page{'s' if each.rest_pages > 1 else ''}"
+
+
+def _reconciled_day(each: "Reconciled") -> dict[str, Any]:
+    names = [name for name in each.__dataclass_fields__ if name != "differences"]
+    told = each.differences
+    return {name: getattr(each, name) for name in names} | {
+        "only_ours": told.only_ours if told else None,
+        "differing": told.differing if told else None,
+        "rows_only_ours": told.lone if told else [],
+        "rows_differing": told.pairs if told else [],
+    }
+
+
+# What REST says of a row that only the table has, and of two accounts of a row.
+OF_LONE: Final = {"ours": "REST has it too", "dump": "REST does not have it", "neither": "REST has another one"}
+OF_PAIR: Final = {"ours": "REST agrees with ours", "dump": "REST agrees with the file",
+                  "neither": "REST agrees with neither", "both": "REST does not say"}  # fmt: skip
+
+
+def _differences(console: Console, told: "Differences") -> None:
+    """The first rows in which a day's table and its file differ."""
+    name = f"{told.symbol} {told.date}"
+    pairs = [
+        f"{_told(pair.key)} at {pair.time:%H:%M:%S.%f}: ours {_told(pair.ours)}, file {_told(pair.dump)}; "
+        f"{OF_PAIR.get(pair.rest, 'REST was not asked')}"
+        for pair in told.pairs
+    ]
+    lone = [
+        f"{_told(row.key)} at {row.time:%H:%M:%S.%f}: {_told(row.row)}; {OF_LONE.get(row.rest, 'REST was not asked')}"
+        for row in told.lone
+    ]
+    for title, count, lines in (("that differ", told.differing, pairs), ("only we have", told.only_ours, lone)):
+        if count:
+            shown = lines[:FEW_LINES]
+            more = [f"... and {count - len(shown):,} more"] if count > len(shown) else []
+            console.print(
+                "\n  ".join([f"{name}: {count:,} row{'s' if count > 1 else ''} {title}:", *shown, *more]),
+                soft_wrap=True,
+                markup=False,
+            )
+
+
+def _told(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {_plain(value)}" for name, value in values.items())
+
+
+def _plain(value: Any) -> str:
+    return f"{value:%Y-%m-%d %H:%M:%S.%f}" if isinstance(value, datetime) else str(value)
 
 
 def profile() -> None:

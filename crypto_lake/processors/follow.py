@@ -17,6 +17,7 @@ from crypto_lake.models.dataset import TIME, Dataset
 from crypto_lake.models.frame import Lapse
 from crypto_lake.models.gap import FILLED, GAP, NOT_AT_VENUE, OPEN, SEQUENCE, UNFILLABLE
 from crypto_lake.processors.sequence import has_sequence, links
+from crypto_lake.processors.states import newest
 
 Group = tuple[str, str]  # venue and symbol
 
@@ -157,13 +158,12 @@ class Follower:
 
     def restore(self, gaps: pl.DataFrame) -> None:
         """Takes the rows of `gap` about this dataset."""
-        newest = gaps.sort("state_time", maintain_order=True).unique(GAP.key, keep="last", maintain_order=True)
-        states_us = newest["state_time"].dt.epoch("us")
-        self._state_us = max(states_us, default=0)
-        is_recent = states_us > self._state_us - LATE_US
+        self._state_us = max(gaps["state_time"].dt.epoch("us"), default=0)
+        states = newest(gaps).sort("state_time", maintain_order=True)
+        is_recent = pl.col("state_time").dt.epoch("us") > self._state_us - LATE_US
         is_lapse, state = pl.col("first_id").is_null(), pl.col("state")
         matters = pl.when(is_lapse).then(is_recent | (state != FILLED)).otherwise(is_recent & (state == UNFILLABLE))
-        for row in newest.filter((state == OPEN) | matters).iter_rows(named=True):
+        for row in states.filter((state == OPEN) | matters).iter_rows(named=True):
             hole = _hole(row)
             if hole.first_id is None:
                 self._restore_lapse(hole)

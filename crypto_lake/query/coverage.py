@@ -1,8 +1,8 @@
 """`coverage`: what each day of each symbol holds and lacks, and whether that can be proved."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import polars as pl
@@ -10,34 +10,29 @@ from deltalake.exceptions import DeltaError
 
 from crypto_lake.config import ConfigError, load
 from crypto_lake.models import DATASETS, Dataset, dataset_named
-from crypto_lake.models.coverage import COMPLETE, COVERAGE, INCOMPLETE, UNVERIFIABLE
+from crypto_lake.models.bar import BAR
+from crypto_lake.models.coverage import COMPLETE, COVERAGE, DIFFERS, INCOMPLETE, UNVERIFIABLE
 from crypto_lake.models.dataset import TIME
 from crypto_lake.models.frame import OTHERS
 from crypto_lake.models.gap import NOT_AT_VENUE
-from crypto_lake.processors.sequence import INTERVALS, columns_needed, has_sequence
+from crypto_lake.processors.sequence import INTERVALS, has_sequence
 from crypto_lake.query import holes
-from crypto_lake.query.days import DAY, days_held, is_market, is_within, of_day, pieces
+from crypto_lake.query.days import DAY, is_market
 from crypto_lake.query.findings import first_line
 from crypto_lake.query.gaps import gaps, missing
-from crypto_lake.query.runs import WITHIN, between, joined, overlaps, runs
+from crypto_lake.query.held import ON_DAY, Held, OnStep, held
+from crypto_lake.query.runs import WITHIN, between, joined, overlaps
 from crypto_lake.query.source import Source, find
 from crypto_lake.query.span import TICK, Moment, span
 
-# Called before each day that is read: the table, how many of its days are done, and how many there are.
-OnStep = Callable[[str, int, int], None]
-
-HELD: Final[dict[str, pl.DataType]] = {
-    "venue": pl.String(),
-    "symbol": pl.String(),
-    "date": pl.Date(),
-    "rows": pl.Int64(),
-    "repaired_rows": pl.Int64(),
-    "first_id": pl.Int64(),
-    "last_id": pl.Int64(),
-    "low": pl.Int64(),  # the lowest id that the day's rows account for; of a chain what its first event follows, + 1
+# What a comparison with the official dump of a day says of it.
+FACTS: Final[dict[str, pl.DataType]] = {
+    name: COVERAGE.schema[name] for name in (*ON_DAY, "dump_sha256", "dump_rows", "dump_missing_rows", "differing_rows")
 }
-ON_DAY: Final = [*WITHIN, "date"]
-MIDNIGHT: Final = pl.col("date").cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+
+
+def _silent(_table: str, _done: int, _of: int) -> None:
+    """Tells nobody."""
 
 
 def coverage(
@@ -49,26 +44,33 @@ def coverage(
     end: Moment | None = None,
     root: str | None = None,
     now: datetime | None = None,
-    on_step: OnStep = lambda _table, _done, _of: None,
+    facts: pl.DataFrame | None = None,
+    on_step: OnStep = _silent,
 ) -> pl.DataFrame:
     """One row per dataset, venue, symbol and UTC day, from the first day known of to the last; columns as `coverage`.
 
     `missing_rows` are ids that the table lacks and the venue has: those of gap rows and those that nobody wrote down.
     The ids of a hole over midnight are shared out by the time that it spends on each day, since which of them were
     before midnight is not known. `missing_rows` is null where ids do not count rows. `downtime_s` is the time in which
-    nobody delivered, be its rows here by now or not. A day is `complete` when it is over and its ids are contiguous
-    and go on from the last id before the day to the first one behind it (but for ids that the venue does not have),
-    `incomplete` when something is known to be missing, else `unverifiable`.
+    nobody delivered, be its rows here by now or not. What is known of a day's dump is that of the newest row of table
+    `coverage` about it; `facts` (columns `FACTS`, of the one `dataset`) is for who has just compared, and counts more.
+
+    The verdict is the first that applies. `differs`: rows are not what the dump says. `incomplete`: something is known
+    to be missing. `complete`: the day is over, and its ids are contiguous (but for ids that the venue does not have),
+    from the last id before the day to the first one behind it, or, where its dump is known, within the day. Without
+    ids a known dump is the proof, of bars only when the day has all of each timeframe (the first day of a symbol: from
+    the first one on). Else `unverifiable`.
 
     Raises `ConfigError` when there is no table to look at, and when one cannot be read.
     """
     place = load().root if root is None else root
     since, until = span(start, end)
     moment = now or datetime.now(UTC)
+    assert facts is None or dataset, "facts are about one dataset"
     try:
         before = gaps(place)  # a recorder may fill a hole while its table is read
         sources = [source for each in _asked(dataset) if (source := find(place, each))]
-        asked = Asked(place, symbols, since, until, moment, on_step)
+        asked = Asked(place, symbols, since, until, moment, facts, on_step)
         found = [_covered(source, before, asked) for source in sources]
     except (DeltaError, OSError, pl.exceptions.PolarsError) as error:
         raise ConfigError(f"tables under {place} cannot be read (`validate` says which): {first_line(error)}") from None
@@ -93,108 +95,86 @@ class Asked:
     since: datetime | None
     until: datetime | None
     now: datetime
+    facts: pl.DataFrame | None
     on_step: OnStep
+
+
+def held_runs(
+    root: str,
+    dataset: Dataset,
+    *,
+    symbols: Sequence[str] | None = None,
+    start: Moment | None = None,
+    end: Moment | None = None,
+) -> pl.DataFrame:
+    """The runs of ids (`query.runs`) on the days from `start` to `end` and on the nearest ones around them."""
+    source, (since, until) = find(root, dataset), span(start, end)
+    if source is None:
+        return pl.DataFrame(schema=INTERVALS)
+    return held(source, symbols, since, until, on_step=_silent).runs
 
 
 def _covered(source: Source, before: pl.DataFrame, asked: Asked) -> pl.DataFrame:
     dataset, now = source.dataset, asked.now
-    held, held_runs = _held(source, asked)
+    there = held(source, asked.symbols, asked.since, asked.until, on_step=asked.on_step)
     newest = gaps(asked.root, dataset.name, symbols=asked.symbols).with_columns(pl.col("end_time").fill_null(now))
-    found = holes.compare(dataset, held_runs, newest, before=before)
-    days = _days(held, newest, asked)
+    facts = _facts(dataset, asked)
+    found = holes.compare(dataset, there.runs, newest, before=before)
+    days = _days(there.counts, newest, facts, asked)
     known = days.select(WITHIN).unique()
-    lacking = _by_day(found.ids, is_closed=True)
+    lacking = _by_day(_beside(found.ids, facts), is_closed=True)
     dark = _by_day(_time_runs(found.dark, known), is_closed=False)
     silent = newest.filter(pl.col("first_id").is_null())
     down = _by_day(_time_runs(silent, known), is_closed=False)
     seconds = (pl.col("ids") / 1e6).alias("downtime_s")
     rows = (
-        days.join(held, on=ON_DAY, how="left")
+        days.join(there.counts, on=ON_DAY, how="left")
+        .join(facts, on=ON_DAY, how="left")
         .join(lacking.select(*ON_DAY, missing_rows="ids"), on=ON_DAY, how="left")
         .join(dark.select(*ON_DAY, is_dark=pl.lit(value=True)), on=ON_DAY, how="left")
         .join(down.select(*ON_DAY, seconds), on=ON_DAY, how="left")
     )
-    rows = _linked(rows, held, _whole(held_runs, newest))
-    judged = rows.with_columns(
-        _verdict(dataset, now).alias("verdict"),
+    judged = _proved(rows, source, there, newest, asked).with_columns(
+        _verdict(now).alias("verdict"),
         _missing_rows(dataset).alias("missing_rows"),
         pl.col("rows", "repaired_rows").fill_null(0),
         pl.col("downtime_s").fill_null(0.0),
         pl.lit(dataset.name).alias("dataset"),
-        MIDNIGHT.alias("time"),
+        _midnight("date").alias("time"),
         pl.lit(now, TIME).alias("checked_time"),
     )
-    return judged.select(
-        pl.col(name).cast(dtype) if name in judged.columns else pl.lit(None, dtype).alias(name)
-        for name, dtype in COVERAGE.schema.items()
-    )
+    return judged.select(pl.col(name).cast(dtype) for name, dtype in COVERAGE.schema.items())
 
 
 # What is there
 
 
-def _held(source: Source, asked: Asked) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Rows per day and the runs of ids, of the days asked for and of the nearest ones around them."""
-    dataset = source.dataset
-    wanted = _with_neighbours(days_held(source, None, None), asked.since, asked.until)
-    counts, held = [pl.DataFrame(schema=HELD)], pl.DataFrame(schema=INTERVALS)
-    needed = columns_needed(dataset) if has_sequence(dataset) else ["venue", "symbol", "time"]
-    for number, day in enumerate(wanted):
-        asked.on_step(dataset.name, number, len(wanted))
-        for piece in pieces(dataset, of_day(source, day, asked.symbols), [*dict.fromkeys([*needed, "source"])]):
-            counts.append(_counted(dataset, piece, day))
-            if has_sequence(dataset):
-                held = joined(pl.concat([held, runs(dataset, piece)]))
-    summed = (
-        pl.concat(counts)
-        .group_by(ON_DAY)
-        .agg(pl.col("rows", "repaired_rows").sum(), pl.col("first_id", "low").min(), pl.col("last_id").max())
-    )
-    return summed, held
+def _facts(dataset: Dataset, asked: Asked) -> pl.DataFrame:
+    """What is known of the dumps of days, a row each; also of the days right before and behind those asked for."""
+    given = pl.DataFrame(schema=FACTS) if asked.facts is None else asked.facts.select(*FACTS)
+    noted = _noted_facts(dataset, asked).join(given, on=ON_DAY, how="anti")
+    facts = pl.concat([given.unique(ON_DAY, keep="last", maintain_order=True), noted])
+    return facts if asked.symbols is None else facts.filter(pl.col("symbol").is_in(list(asked.symbols)))
 
 
-def _with_neighbours(held: list[date], since: datetime | None, until: datetime | None) -> list[date]:
-    within = [day for day in held if is_within(day, since, until)]
-    before = [day for day in held if since and day < since.date()]
-    behind = [day for day in held if until and day > (until - TICK).date()]
-    return [*before[-1:], *within, *behind[:1]]
+def _noted_facts(dataset: Dataset, asked: Asked) -> pl.DataFrame:
+    """Those of the newest row of table `coverage` about each day."""
+    source = find(asked.root, COVERAGE)
+    if source is None:
+        return pl.DataFrame(schema=FACTS)
+    first = asked.since.date() - DAY if asked.since else None
+    last = (asked.until - TICK).date() + DAY if asked.until else None
+    about = source.scan(first, last).filter(pl.col("dataset") == dataset.name, pl.col("dump_sha256").is_not_null())
+    rows = about.select(*FACTS, "checked_time").collect(engine="streaming").sort("checked_time", *FACTS)
+    return rows.unique(ON_DAY, keep="last", maintain_order=True).select(*FACTS)
 
 
-def _counted(dataset: Dataset, piece: pl.DataFrame, day: date) -> pl.DataFrame:
-    # Where the only road is REST its rows are not late; snapshots come by REST and repair nothing.
-    usual = ["live"] if dataset.live else ["live", "rest"]
-    is_late = ~pl.col("source").is_in(usual)
-    if dataset.chain:
-        is_late &= ~pl.col(dataset.chain.apart)
-    first, last, low = _id_columns(dataset)
-    return piece.group_by(WITHIN).agg(
-        pl.lit(day).alias("date"),
-        pl.len().cast(pl.Int64).alias("rows"),
-        is_late.sum().cast(pl.Int64).alias("repaired_rows"),
-        first.min().alias("first_id"),
-        last.max().alias("last_id"),
-        low.min().alias("low"),
-    )
-
-
-def _id_columns(dataset: Dataset) -> tuple[pl.Expr, pl.Expr, pl.Expr]:
-    """First id, last id, and the first one accounted for."""
-    if dataset.sequence:
-        own = pl.col(dataset.sequence)
-        return own, own, own
-    if (chain := dataset.chain) is None:
-        nothing = pl.lit(None, pl.Int64)
-        return nothing, nothing, nothing
-    is_link = ~pl.col(chain.apart)
-    follows = pl.coalesce(chain.previous, pl.col(chain.first) - 1)
-    return tuple(each.filter(is_link) for each in (pl.col(chain.first), pl.col(chain.last), follows + 1))  # type: ignore[return-value]
-
-
-def _days(held: pl.DataFrame, newest: pl.DataFrame, asked: Asked) -> pl.DataFrame:
+def _days(counts: pl.DataFrame, newest: pl.DataFrame, facts: pl.DataFrame, asked: Asked) -> pl.DataFrame:
     """Every day of each symbol from the first that is known of to the last, inside the span."""
     begin, end = pl.col("start_time").dt.date(), pl.col("end_time").dt.date()
     own = newest.filter(pl.col("symbol") != OTHERS).select(*WITHIN, begin.alias("first"), end.alias("last"))
-    spans = pl.concat([held.select(*WITHIN, first="date", last="date"), own])
+    each = [days.select(*WITHIN, first="date", last="date") for days in (counts, facts)]
+    spans = pl.concat([*each, own])
     last = pl.max_horizontal("first", "last").max().alias("last")
     every = (
         spans.group_by(WITHIN)
@@ -221,6 +201,32 @@ def _time_runs(gone: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
     return joined(timed.filter(pl.col("first_id") <= pl.col("last_id")))
 
 
+def _beside(ids: pl.DataFrame, facts: pl.DataFrame) -> pl.DataFrame:
+    """Missing ids, moved out of days whose dump is known: what is missing behind the last id of one is of the next day.
+
+    Between two such days that follow each other nobody knows which of them lacks the ids; they stay with both.
+    """
+    first, last = (pl.col(name).dt.date() for name in ("start_time", "end_time"))
+    known = facts.select(ON_DAY).unique()
+    marked = (
+        ids.with_columns(first.alias("first_day"), last.alias("last_day"))
+        .join(known.select(*WITHIN, first_day="date", begins=pl.lit(value=True)), on=[*WITHIN, "first_day"], how="left")
+        .join(known.select(*WITHIN, last_day="date", ends=pl.lit(value=True)), on=[*WITHIN, "last_day"], how="left")
+    )
+    start = pl.when("begins").then(_midnight("first_day") + DAY).otherwise("start_time")
+    end = pl.when("ends").then(_midnight("last_day") - TICK).otherwise("end_time")
+    is_between = (pl.col("first_day") < pl.col("last_day")) & (start <= end)
+    moved = marked.with_columns(
+        pl.when(is_between).then(start).otherwise("start_time").alias("start_time"),
+        pl.when(is_between).then(end).otherwise("end_time").alias("end_time"),
+    )
+    return moved.select(ids.columns)
+
+
+def _midnight(name: str) -> pl.Expr:
+    return pl.col(name).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+
+
 def _by_day(intervals: pl.DataFrame, *, is_closed: bool) -> pl.DataFrame:
     """The `ids` of intervals on each day that they touch, shared out by time; all of an interval's are given out.
 
@@ -233,7 +239,7 @@ def _by_day(intervals: pl.DataFrame, *, is_closed: bool) -> pl.DataFrame:
     last_day = pl.max_horizontal("begin", pl.col("end") - (timedelta(0) if is_closed else TICK)).dt.date()
     days = numbered.with_columns(pl.date_ranges(begin.dt.date(), last_day).alias("date")).explode("date")
     length = (pl.col("end") - pl.col("begin")).dt.total_microseconds()
-    passed = (pl.min_horizontal(MIDNIGHT + DAY, "end") - pl.col("begin")).dt.total_microseconds()
+    passed = (pl.min_horizontal(_midnight("date") + DAY, "end") - pl.col("begin")).dt.total_microseconds()
     count = pl.col("last_id") - pl.col("first_id") + 1
     until_now = pl.when(length > 0).then((count * (passed / length)).round()).otherwise(count).cast(pl.Int64)
     shared = days.with_columns(until_now.alias("until_now"))
@@ -252,19 +258,36 @@ def _missing_rows(dataset: Dataset) -> pl.Expr:
 # What that means
 
 
-def _whole(held: pl.DataFrame, newest: pl.DataFrame) -> pl.DataFrame:
+def _proved(rows: pl.DataFrame, source: Source, there: Held, newest: pl.DataFrame, asked: Asked) -> pl.DataFrame:
+    """With `is_proved`: that day lacks nothing, if nothing is known to be missing and it is over."""
+    dataset = source.dataset
+    is_compared = pl.col("dump_sha256").is_not_null()
+    if has_sequence(dataset):
+        linked = _linked(rows, there.counts, _whole(there.runs, newest))
+        proof = pl.col("is_linked") | (is_compared & pl.col("is_whole"))
+        return linked.with_columns(proof.alias("is_proved"))
+    if dataset.name == BAR.name:
+        begun = rows.join(_first_days(source, there.counts, asked), on=ON_DAY, how="left")
+        proof = pl.col("is_full") | (pl.col("is_full_from_first") & pl.col("is_first"))
+        return begun.with_columns((is_compared & proof.fill_null(value=False)).alias("is_proved"))
+    has_all = (pl.col("rows") > 0).fill_null(value=False) | (pl.col("dump_rows") == 0).fill_null(value=False)
+    return rows.with_columns((is_compared & has_all).alias("is_proved"))
+
+
+def _whole(runs: pl.DataFrame, newest: pl.DataFrame) -> pl.DataFrame:
     """The runs that are left when ids which the venue does not have count as held."""
     not_there = missing(newest).filter(pl.col("reason") == NOT_AT_VENUE).select(*INTERVALS)
-    return joined(pl.concat([held, overlaps(between(held), not_there)]))
+    return joined(pl.concat([runs, overlaps(between(runs), not_there)]))
 
 
-def _linked(rows: pl.DataFrame, held: pl.DataFrame, whole: pl.DataFrame) -> pl.DataFrame:
-    """With `is_linked`: the day's ids are inside one run which begins before and ends behind them.
+def _linked(rows: pl.DataFrame, counts: pl.DataFrame, whole: pl.DataFrame) -> pl.DataFrame:
+    """With `is_whole`: the day's ids are inside one run; and `is_linked`: it begins before and ends behind them.
 
     A day without a row is linked when it lies between days that have some: nothing is missing if no hole touches it.
+    It is whole when its dump has no row.
     """
     spans = (
-        held.drop_nulls("low")
+        counts.drop_nulls("low")
         .group_by(WITHIN)
         .agg(pl.col("date").min().alias("from"), pl.col("date").max().alias("to"))
     )
@@ -273,13 +296,38 @@ def _linked(rows: pl.DataFrame, held: pl.DataFrame, whole: pl.DataFrame) -> pl.D
     some = rows.drop_nulls("low").sort("low")
     placed = some.join_asof(near, left_on="low", right_on="begin", by=WITHIN, check_sortedness=False)
     inside = (pl.col("begin") < pl.col("low")) & (pl.col("behind") > pl.col("last_id"))
-    linked = placed.select(*ON_DAY, inside.fill_null(value=False).alias("is_linked"))
+    linked = placed.select(
+        *ON_DAY,
+        inside.fill_null(value=False).alias("is_linked"),
+        (pl.col("behind") >= pl.col("last_id")).fill_null(value=False).alias("is_whole"),
+    )
     both = rows.join(linked, on=ON_DAY, how="left").join(spans, on=WITHIN, how="left")
-    return both.with_columns(pl.coalesce("is_linked", is_between.fill_null(value=False)).alias("is_linked"))
+    return both.with_columns(
+        pl.coalesce("is_linked", is_between.fill_null(value=False)).alias("is_linked"),
+        pl.coalesce("is_whole", (pl.col("dump_rows") == 0).fill_null(value=False)).alias("is_whole"),
+    )
 
 
-def _verdict(dataset: Dataset, now: datetime) -> pl.Expr:
+def _first_days(source: Source, counts: pl.DataFrame, asked: Asked) -> pl.DataFrame:
+    """With `is_first`: days without an earlier one of the symbol, if their bars begin late."""
+    first = counts.group_by(WITHIN).agg(pl.col("date").min())
+    late = counts.filter("is_full_from_first", ~pl.col("is_full")).join(first, on=ON_DAY, how="semi")
+    if asked.since is not None and late.height:
+        before = source.scan(None, asked.since.date() - DAY).filter(pl.col("symbol").is_in(late["symbol"].implode()))
+        known = before.select(WITHIN).unique().collect(engine="streaming")
+        late = late.join(known, on=WITHIN, how="anti")
+    return late.select(*ON_DAY, is_first=pl.lit(value=True))
+
+
+def _verdict(now: datetime) -> pl.Expr:
     lacks = pl.col("missing_rows").is_not_null() | pl.col("is_dark").is_not_null()
-    is_over = pl.lit(now) >= MIDNIGHT + DAY
-    proved = is_over & pl.col("is_linked") if has_sequence(dataset) else pl.lit(value=False)
-    return pl.when(lacks).then(pl.lit(INCOMPLETE)).when(proved).then(pl.lit(COMPLETE)).otherwise(pl.lit(UNVERIFIABLE))
+    is_over = pl.lit(now) >= _midnight("date") + DAY
+    return (
+        pl.when(pl.col("differing_rows") > 0)
+        .then(pl.lit(DIFFERS))
+        .when(lacks)
+        .then(pl.lit(INCOMPLETE))
+        .when(is_over & pl.col("is_proved"))
+        .then(pl.lit(COMPLETE))
+        .otherwise(pl.lit(UNVERIFIABLE))
+    )

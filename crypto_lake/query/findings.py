@@ -43,11 +43,11 @@ class Findings:
         self._add({"dataset": dataset.name, "check": check, "severity": severity, "detail": detail, **facts})
 
     def add_rows(self, found: pl.DataFrame) -> None:
-        """Findings as rows of `quality`, maybe millions of them."""
+        """Findings as rows of `quality`, maybe with `detail`, maybe millions of them."""
         for (name, check, severity), part in found.group_by("dataset", "check", "severity", maintain_order=True):
             kind = str(name), str(check), str(severity)
             kept = part.head(max(0, KEPT - self.counts[kind]))
-            self.rows += kept.select(column for column in FINDINGS if column != "detail").to_dicts()
+            self.rows += kept.select(column for column in FINDINGS if column in kept.columns).to_dicts()
             self.counts[kind] += part.height
             if severity == "error":
                 self._spoil(part)

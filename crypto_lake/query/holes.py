@@ -10,7 +10,7 @@ from crypto_lake.models.gap import GAP, NOT_AT_VENUE, OPEN, UNFILLABLE
 from crypto_lake.processors.sequence import INTERVALS, has_sequence
 from crypto_lake.query.findings import Findings, Severity
 from crypto_lake.query.gaps import missing
-from crypto_lake.query.runs import between, overlaps, repeated, without
+from crypto_lake.query.runs import between, overlaps, without
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,6 @@ def judge(dataset: Dataset, held: pl.DataFrame, found: Missing, findings: Findin
     """The findings: holes nobody knows and gaps that are none are errors, known holes are told."""
     _tell(dataset, found.unknown, findings, "unknown_hole", "ids are missing and no gap row says so")
     _tell(dataset, overlaps(found.lasting, held), findings, "gap_not_real", "ids are in a gap row and in the table")
-    _tell(dataset, repeated(found.lasting), findings, "gap_overlap", "ids are in more than one gap row")
     for row in found.known.iter_rows(named=True):
         severity: Severity = "warn" if row["state"] == OPEN and row["reason"] != NOT_AT_VENUE else "info"
         count = None if row["first_id"] is None else row["last_id"] - row["first_id"] + 1

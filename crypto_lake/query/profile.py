@@ -31,7 +31,7 @@ PROFILE: Final[dict[str, pl.DataType]] = {
 }
 # A day with so many times the rows or the volume of the day before, or so small a part of it, is worth a look.
 NEIGHBOUR_RATIO: Final = 5.0
-PRICES: Final = ("price", "last_price", "mark_price", "bid_price")
+PRICES: Final = ("price", "last_price", "mark_price", "bid_price", "close")
 VOLUMES: Final = ("filled_quantity", "quantity")
 WITHIN: Final = ["venue", "symbol"]
 

@@ -72,13 +72,6 @@ def overlaps(intervals: pl.DataFrame, others: pl.DataFrame) -> pl.DataFrame:
     return _cut(intervals, joined(others).select(*WITHIN, low="first_id", high="last_id"))
 
 
-def repeated(intervals: pl.DataFrame) -> pl.DataFrame:
-    """The intervals that begin inside another one of the same venue and symbol."""
-    ordered = intervals.select(*INTERVALS).sort(*WITHIN, "first_id", "last_id")
-    reached = pl.col("last_id").cum_max().shift(1).over(WITHIN)
-    return ordered.filter(pl.col("first_id") <= reached)
-
-
 def _gaps_of(taken: pl.DataFrame) -> pl.DataFrame:
     """The ids outside of `taken`, per venue and symbol, open at both ends."""
     one = joined(taken)

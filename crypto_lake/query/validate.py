@@ -1,12 +1,9 @@
-"""`validate`: checks tables, from their metadata only down to every row; each level includes the ones before it.
-
-What only downloaded archives can be checked for (their SHA-256, months that end early) belongs beside `quick` and
-`walk`, in a file of its own that adds to the same `Findings`.
-"""
+"""`validate`: checks tables, from their metadata only down to every row; each level includes the ones before it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import polars as pl
@@ -14,9 +11,10 @@ from deltalake.exceptions import DeltaError
 
 from crypto_lake.config import ConfigError
 from crypto_lake.models import DATASETS, Dataset, dataset_named
+from crypto_lake.models.dump_file import DUMP_FILE
 from crypto_lake.models.gap import GAP
 from crypto_lake.models.rejected import REJECTED
-from crypto_lake.query import holes, profile
+from crypto_lake.query import archives, holes, profile
 from crypto_lake.query.condition import conditions
 from crypto_lake.query.days import days_held, is_market
 from crypto_lake.query.findings import Findings, first_line
@@ -85,11 +83,13 @@ def validate(
     start: Moment | None = None,
     end: Moment | None = None,
     now: datetime,
+    landing: Path | None = None,
     on_step: OnStep = lambda _table, _done, _of: None,
 ) -> Report:
     """Checks the tables under `root`, all or some; `start` and `end` are days and both inside.
 
-    `symbols` has no meaning for the metadata. Raises `ConfigError` when there is nothing to check: no table at all, a
+    `symbols` has no meaning for the metadata. Official archives that are still in the folder `landing` are read again
+    at the deepest level. Raises `ConfigError` when there is nothing to check: no table at all, a
     named one that is not there, or a store that does not answer.
     """
     since, until = span(start, end)
@@ -98,7 +98,8 @@ def validate(
     before = _gaps(root) if is_deep else pl.DataFrame(schema=GAP.schema)  # a recorder may be at work
     seen: dict[str, Seen] = {}
     profiles = []
-    for dataset in [dataset_named(name) for name in datasets] if datasets else DATASETS.values():
+    chosen = [dataset_named(name) for name in datasets] if datasets else list(DATASETS.values())
+    for dataset in chosen:
         on_step(dataset.name, 0, 0)
         try:
             source = find(root, dataset)
@@ -117,6 +118,9 @@ def validate(
         raise ConfigError(f"no table {', '.join(lacking)} under {root}")
     if not seen:
         raise ConfigError(f"no tables under {root}")
+    kept = landing if is_deep else None
+    asked = archives.Asked(chosen, symbols, since, until, has_months=level != "quick", landing=kept)
+    _judge_archives(root, asked, findings, on_step)
     return Report(
         root=root,
         level=level,
@@ -168,6 +172,15 @@ class _Inspection:
             text = f"{day} cannot be read: {first_line(error)}"
             self.findings.add(self.source.dataset, "day_unreadable", "error", text, first_time=moment, last_time=moment)
             return []
+
+
+def _judge_archives(root: str, asked: archives.Asked, findings: Findings, on_step: OnStep) -> None:
+    """A ledger whose log is broken has findings of its own; one whose rows cannot be read says nothing of archives."""
+    try:
+        archives.judge(root, asked, findings, on_step)
+    except STORE_ERRORS as error:
+        text = f"the ledger cannot be read: {first_line(error)}"
+        findings.add(DUMP_FILE, "ledger_unreadable", "error", text)
 
 
 def _gaps(root: str, dataset: str | None = None, *, symbols: Sequence[str] | None = None) -> pl.DataFrame:

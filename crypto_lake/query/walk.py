@@ -6,8 +6,10 @@ from typing import Final
 
 import polars as pl
 
+from crypto_lake.models.bar import BAR
 from crypto_lake.processors.quality import Checks
 from crypto_lake.processors.sequence import INTERVALS, has_sequence
+from crypto_lake.query import bars, klines
 from crypto_lake.query.days import is_market, of_day, pieces
 from crypto_lake.query.findings import Findings
 from crypto_lake.query.profile import PROFILE, WITHIN, judge, of_pieces, pauses, profile
@@ -64,6 +66,9 @@ class Walk:
         ordered = ordered.drop_nulls([*dict.fromkeys([*WITHIN, *self.dataset.key, "time"])])
         doubled = self._doubled(ordered, day)
         outliers = self._check_rows(ordered)
+        if self.dataset.name == BAR.name:
+            bars.judge(ordered, self._reached, self._findings)
+            klines.judge(ordered, self._findings)
         if has_sequence(self.dataset) and self._is_deep:
             self.held = joined(pl.concat([self.held, runs(self.dataset, ordered)]))
         if order:

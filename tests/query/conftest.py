@@ -1,4 +1,4 @@
-"""A lake to put rows into: trades whose ids are minutes, events of the book, rows of gap."""
+"""A lake to put rows into: trades whose ids are minutes, events of the book, bars, rows of gap and of the ledger."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -97,6 +97,48 @@ class Tables:
             "date": minute(minutes[0]).date(),
         }
         self.put("gap", pl.DataFrame([row | columns], schema=DATASETS["gap"].schema))
+
+    def bars(self, minutes: Iterable[int], *, timeframe: str = "1m", origin: str = "kline", **columns: Any) -> None:
+        """Bars of spot; each begins so many minutes after the first midnight."""
+        self.put("bar", bars(list(minutes), timeframe=timeframe, origin=origin, **columns))
+
+    def ledger(self, path: str, **columns: Any) -> None:
+        """A row of the ledger of archives: one of January 2024 that is what it should be."""
+        january = datetime(2024, 1, 1, tzinfo=UTC)
+        row = {
+            "path": path,
+            "sha256": "ab" * 32,
+            "etag": None,
+            "last_modified": None,
+            "size": 1,
+            "rows": 1,
+            "first_time": january,
+            "last_time": january + timedelta(days=30, hours=23),
+            "state": "ingested",
+            "state_time": MIDNIGHT + timedelta(seconds=columns.pop("at", 0)),
+            "date": MIDNIGHT.date(),
+        }
+        self.put("dump_file", pl.DataFrame([row | columns], schema=DATASETS["dump_file"].schema))
+
+
+def bars(minutes: list[int], *, timeframe: str = "1m", origin: str = "kline", **columns: Any) -> pl.DataFrame:
+    """Rows of bar: two trades of 1 each at 10, and one of them was bought."""
+    rows = {
+        "venue": "binance",
+        "symbol": "BTCUSDT",
+        "time": [minute(n) for n in minutes],
+        "source": "dump" if origin == "kline" else "derived",
+        "timeframe": timeframe,
+        **dict.fromkeys(("open", "high", "low", "close", "taker_buy_quote_volume"), 10.0),
+        "volume": 2.0,
+        "quote_volume": 20.0,
+        "count": 2,
+        "taker_buy_volume": 1.0,
+        "complete": True,
+        "revision": 0,
+        "origin": origin,
+    }
+    return shape(DATASETS["bar"], pl.DataFrame(rows | columns))
 
 
 def agg_trades(ids: list[int], symbol: str, **columns: Any) -> pl.DataFrame:

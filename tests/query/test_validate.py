@@ -352,9 +352,10 @@ def test_a_gap_whose_rows_are_there_is_an_error(lake: Any, state: str) -> None:
     report = check(lake)
     assert found(report) == ["gap_not_real", "gap_not_real"]
     assert ids_of(report, "gap_not_real") == [(2, 2), (5, 5)]
-    lake.gap((2, 5), (1, 6), state="filled", at=1)
-    lake.gap((3, 4), (2, 5), state=state)
+    lake.gap((2, 2), (1, 3), state="filled", at=1)
+    lake.gap((5, 5), (4, 6), state="filled", at=1)
     assert found(check(lake)) == []
+    assert ids_of(check(lake), "known_gap") == [(3, 4)]
 
 
 def test_what_a_recorder_does_meanwhile_is_no_finding(lake: Any) -> None:
@@ -378,13 +379,18 @@ def test_what_a_recorder_does_meanwhile_is_no_finding(lake: Any) -> None:
         assert (looked.unknown.height, looked.lasting.height) == (unknown, lasting)
 
 
-def test_gaps_that_overlap_are_an_error(lake: Any) -> None:
+def test_ids_that_two_writers_call_missing_are_one_hole(lake: Any) -> None:
     lake.trades([1, 10])
     lake.gap((2, 6), (1, 10))
-    lake.gap((7, 9), (2, 10))
-    assert found(check(lake)) == []
-    lake.gap((6, 8), (3, 10))
-    assert set(found(check(lake))) == {"gap_overlap"}
+    lake.gap((4, 9), (3, 10), at=1)
+    report = check(lake)
+    assert found(report) == []
+    assert ids_of(report, "known_gap") == [(2, 3), (4, 9)]
+    lake.trades([7, 8])
+    lake.gap((7, 8), (6, 9), state="filled")
+    report = check(lake)
+    assert found(report) == []
+    assert ids_of(report, "known_gap") == [(2, 3), (4, 6), (9, 9)]
 
 
 @pytest.mark.parametrize(
@@ -527,7 +533,7 @@ def test_the_newest_row_of_a_key_is_its_state_in_whatever_order_they_lie(lake: A
         (5, 9, "filled"),
         (20, 24, "open"),
         (40, 44, "filled"),
-        (46, 47, "open"),
+        (46, 47, "filled"),
         (None, None, "open"),
         (60, 61, "filled"),
     ]
