@@ -15,6 +15,7 @@ from crypto_lake.connections import SourceError
 # The venue allows 1024 streams (older texts: 200) and about 16 KiB of request line; half of that is always taken.
 MAX_STREAMS: Final = 512
 MAX_URL_BYTES: Final = 12_000
+IN_MICROSECONDS: Final = "&timeUnit=MICROSECOND"
 # Larger than any message seen by far; what is larger ends the connection instead of the memory.
 MAX_FRAME_BYTES: Final = 32 * 2**20
 MAX_QUEUE_FRAMES: Final = 512
@@ -41,12 +42,18 @@ class Frame(NamedTuple):
     payload: bytes
 
 
-def combined(address: str, route: str, streams: Iterable[str], *, also: str = "") -> list[Address]:
-    """The addresses of one route that carry the streams, each within the venue's limits; all of them carry `also`."""
+def combined(
+    address: str, route: str, streams: Iterable[str], *, also: str = "", in_microseconds: bool = False
+) -> list[Address]:
+    """The addresses of one route that carry the streams, each within the venue's limits; all of them carry `also`.
+
+    Only spot can tell its times in microseconds.
+    """
     base = f"{address}/{route}/stream?streams=" if route else f"{address}/stream?streams="
-    last = (also,) if also else ()
-    chunks = _chunks(list(streams), MAX_STREAMS - len(last), MAX_URL_BYTES - len(base) - len(_quoted(also)) - 1)
-    return [Address(base + "/".join(map(_quoted, (*chunk, *last))), (*chunk, *last)) for chunk in chunks]
+    last, unit = (also,) if also else (), IN_MICROSECONDS if in_microseconds else ""
+    room = MAX_URL_BYTES - len(base) - len(_quoted(also)) - 1 - len(unit)
+    chunks = _chunks(list(streams), MAX_STREAMS - len(last), room)
+    return [Address(base + "/".join(map(_quoted, (*chunk, *last))) + unit, (*chunk, *last)) for chunk in chunks]
 
 
 def _chunks(streams: list[str], most: int, most_bytes: int) -> Iterator[tuple[str, ...]]:

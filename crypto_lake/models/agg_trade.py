@@ -10,8 +10,8 @@ from crypto_lake.models.dataset import (
     DecimalText,
     Dump,
     Id,
+    Instant,
     Live,
-    Millis,
     Poll,
     Request,
     Stream,
@@ -32,7 +32,7 @@ class AggTradeBody(Struct, gc=False):
     quantity: DecimalText = field(name="q")
     first_trade_id: Id = field(name="f")
     last_trade_id: Id = field(name="l")
-    time: Millis = field(name="T")
+    time: Instant = field(name="T")
     is_buyer_maker: bool = field(name="m")
     quantity_without_rpi: DecimalText | None = field(name="nq", default=None)
 
@@ -40,7 +40,7 @@ class AggTradeBody(Struct, gc=False):
 class AggTrade(AggTradeBody, tag_field="e", tag="aggTrade", kw_only=True, gc=False):
     """`<symbol>@aggTrade`, PROTOCOLS A.5."""
 
-    event_time: Millis = field(name="E")
+    event_time: Instant = field(name="E")
     symbol: Symbol = field(name="s")
     market_type: int | None = field(name="st", default=None)
 

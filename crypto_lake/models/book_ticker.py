@@ -10,8 +10,8 @@ from crypto_lake.models.dataset import (
     DecimalText,
     Dump,
     Id,
+    Instant,
     Live,
-    Millis,
     Stream,
     Symbol,
     integer,
@@ -31,8 +31,8 @@ class BookTicker(Struct, gc=False):
     ask_price: DecimalText = field(name="a")
     ask_quantity: DecimalText = field(name="A")
     event: Literal["bookTicker"] | None = field(name="e", default=None)
-    event_time: Millis | None = field(name="E", default=None)
-    time: Millis | None = field(name="T", default=None)
+    event_time: Instant | None = field(name="E", default=None)
+    time: Instant | None = field(name="T", default=None)
     market_type: int | None = field(name="st", default=None)
 
 

@@ -7,10 +7,15 @@ from typing import Annotated, Any, Final, Literal
 import polars as pl
 from msgspec import Meta, Struct
 
-# Wire types: what a message must hold in a field before anything is made of it. Times are milliseconds of a sane
-# century (a perpetual's delivery date is 2100-12-25), since a time chooses the partition that a row goes to.
-Millis = Annotated[int, Meta(ge=1_230_768_000_000, le=4_133_980_800_000)]
-MillisOrZero = Annotated[int, Meta(ge=0, le=4_133_980_800_000)]
+# Times are of a sane century (a perpetual's delivery date is 2100-12-25), since a time chooses the partition that a row
+# goes to. They come in milliseconds or, from spot when it is asked, in microseconds: the size of the number tells.
+EARLIEST_US: Final = 1_230_768_000_000_000
+LATEST_US: Final = 4_133_980_800_000_000
+
+# Wire types: what a message must hold in a field before anything is made of it. A type has one range: seconds and
+# nanoseconds are refused by it, what lies between the two units when a column is made.
+Instant = Annotated[int, Meta(ge=EARLIEST_US // 1000, le=LATEST_US)]
+InstantOrZero = Annotated[int, Meta(ge=0, le=LATEST_US)]
 Id = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 # Prices and quantities are strings on the wire; a number in their place is a change of format that we want to see.

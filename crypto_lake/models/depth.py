@@ -7,8 +7,8 @@ from crypto_lake.config import FUTURES, SPOT
 from crypto_lake.models.dataset import (
     Chain,
     Id,
+    Instant,
     Live,
-    Millis,
     Poll,
     Request,
     Stream,
@@ -24,14 +24,14 @@ from crypto_lake.models.dataset import (
 class Depth(Struct, tag_field="e", tag="depthUpdate", gc=False):
     """`<symbol>@depth@<speed>`, PROTOCOLS A.5 and B; spot has neither `T` nor `pu`."""
 
-    event_time: Millis = field(name="E")
+    event_time: Instant = field(name="E")
     symbol: Symbol = field(name="s")
     first_update_id: Id = field(name="U")
     final_update_id: Id = field(name="u")
     bids: Raw = field(name="b")
     asks: Raw = field(name="a")
     previous_update_id: Id | None = field(name="pu", default=None)
-    time: Millis | None = field(name="T", default=None)
+    time: Instant | None = field(name="T", default=None)
     market_type: int | None = field(name="st", default=None)
 
 
@@ -41,8 +41,8 @@ class DepthSnapshot(Struct, gc=False):
     final_update_id: Id = field(name="lastUpdateId")
     bids: Raw = field(name="bids")
     asks: Raw = field(name="asks")
-    event_time: Millis | None = field(name="E", default=None)
-    time: Millis | None = field(name="T", default=None)
+    event_time: Instant | None = field(name="E", default=None)
+    time: Instant | None = field(name="T", default=None)
 
 
 DEPTH = market(

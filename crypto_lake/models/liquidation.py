@@ -9,8 +9,8 @@ from crypto_lake.models.dataset import (
     Archive,
     DecimalText,
     Dump,
+    Instant,
     Live,
-    Millis,
     Stream,
     Symbol,
     market,
@@ -33,14 +33,14 @@ class ForceOrder(Struct, gc=False):
     status: str = field(name="X")
     last_filled_quantity: DecimalText = field(name="l")
     filled_quantity: DecimalText = field(name="z")
-    time: Millis = field(name="T")
+    time: Instant = field(name="T")
     market_type: int | None = field(name="st", default=None)
 
 
 class Liquidation(Struct, tag_field="e", tag="forceOrder", gc=False):
     """`!forceOrder@arr` and `<symbol>@forceOrder`: single objects in spite of the name; `st` inside or outside."""
 
-    event_time: Millis = field(name="E")
+    event_time: Instant = field(name="E")
     order: ForceOrder = field(name="o")
     market_type: int | None = field(name="st", default=None)
 

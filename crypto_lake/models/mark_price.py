@@ -10,9 +10,9 @@ from crypto_lake.models.dataset import (
     Archive,
     DecimalText,
     Dump,
+    Instant,
+    InstantOrZero,
     Live,
-    Millis,
-    MillisOrZero,
     Stream,
     Symbol,
     market,
@@ -24,13 +24,13 @@ from crypto_lake.models.dataset import (
 class MarkPrice(Struct, tag_field="e", tag="markPriceUpdate", gc=False):
     """`<symbol>@markPrice@1s`, `!markPrice@arr@1s`; `r` is empty for delivery contracts."""
 
-    time: Millis = field(name="E")
+    time: Instant = field(name="E")
     symbol: Symbol = field(name="s")
     mark_price: DecimalText = field(name="p")
     estimated_settle_price: DecimalText | None = field(name="P", default=None)
     index_price: DecimalText | None = field(name="i", default=None)
     funding_rate: DecimalText | None = field(name="r", default=None)
-    next_funding_time: MillisOrZero | None = field(name="T", default=None)
+    next_funding_time: InstantOrZero | None = field(name="T", default=None)
     market_type: int | None = field(name="st", default=None)
 
 

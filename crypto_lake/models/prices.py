@@ -8,7 +8,7 @@ from crypto_lake.models.dataset import (
     Count,
     DecimalText,
     Id,
-    Millis,
+    Instant,
     Poll,
     Request,
     Symbol,
@@ -23,7 +23,7 @@ class Ticker(Struct, gc=False):
     """An element of REST ticker/24hr, PROTOCOLS C.4; spot has more, which we leave."""
 
     symbol: Symbol
-    time: Millis = field(name="closeTime")
+    time: Instant = field(name="closeTime")
     price_change: DecimalText = field(name="priceChange")
     price_change_percent: DecimalText = field(name="priceChangePercent")
     weighted_average_price: DecimalText = field(name="weightedAvgPrice")
@@ -34,7 +34,7 @@ class Ticker(Struct, gc=False):
     low_price: DecimalText = field(name="lowPrice")
     volume: DecimalText
     quote_volume: DecimalText = field(name="quoteVolume")
-    open_time: Millis = field(name="openTime")
+    open_time: Instant = field(name="openTime")
     first_trade_id: Id = field(name="firstId")
     last_trade_id: Id = field(name="lastId")
     trade_count: Count = field(name="count")

@@ -11,8 +11,8 @@ from crypto_lake.models.dataset import (
     DecimalText,
     Dump,
     Id,
+    Instant,
     Live,
-    Millis,
     Stream,
     Symbol,
     flag,
@@ -26,12 +26,12 @@ from crypto_lake.models.dataset import (
 class Trade(Struct, tag_field="e", tag="trade", gc=False):
     """`<symbol>@trade`; not documented on USD-M, where `X` says what kind of fill it was (PROTOCOLS A.5)."""
 
-    event_time: Millis = field(name="E")
+    event_time: Instant = field(name="E")
     symbol: Symbol = field(name="s")
     trade_id: Id = field(name="t")
     price: DecimalText = field(name="p")
     quantity: DecimalText = field(name="q")
-    time: Millis = field(name="T")
+    time: Instant = field(name="T")
     is_buyer_maker: bool = field(name="m")
     fill: str | None = field(name="X", default=None)
     market_type: int | None = field(name="st", default=None)

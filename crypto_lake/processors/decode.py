@@ -12,7 +12,7 @@ import polars as pl
 from msgspec import Struct
 
 from crypto_lake.config import COIN_M, FUTURES
-from crypto_lake.models.dataset import LEVELS, TIME, Dataset
+from crypto_lake.models.dataset import EARLIEST_US, LATEST_US, LEVELS, TIME, Dataset
 from crypto_lake.models.frame import FRAME, RESPONSE, UNDECODABLE, Records
 from crypto_lake.processors.levels import NotLevels, level_lists
 
@@ -287,7 +287,7 @@ def _values(events: list[Any], getters: tuple[Callable[[Any], Any], ...]) -> lis
 def _column(dataset: Dataset, name: str, values: list[Any], wrong: dict[int, str]) -> pl.Series:
     dtype = dataset.schema.get(name) or HELPERS[name]
     if dtype == TIME:
-        return _times(name, values)
+        return _times(name, values, wrong)
     if dtype == pl.Float64:
         return _decimals(name, values, wrong, nullable=dataset.column(name).nullable)
     if dtype == LEVELS:
@@ -295,11 +295,18 @@ def _column(dataset: Dataset, name: str, values: list[Any], wrong: dict[int, str
     return pl.Series(name, values, dtype)
 
 
-def _times(name: str, values: list[Any]) -> pl.Series:
-    millis = pl.Series(name, values, pl.Int64)
-    if 0 in (millis.min(), millis.max()):
-        millis = millis.replace(0, None)  # the venue's way to say that there is none
-    return (millis * 1000).cast(TIME)
+def _times(name: str, values: list[Any], wrong: dict[int, str]) -> pl.Series:
+    given = pl.Series(name, values, pl.Int64)
+    latest = given.max()
+    if 0 in (given.min(), latest):
+        given = given.replace(0, None)  # the venue's way to say that there is none
+    if not isinstance(latest, int) or latest <= LATEST_US // 1000:
+        return (given * 1000).cast(TIME)
+    # By row: a journal that was begun before the venue was asked for microseconds has both.
+    times = given.zip_with(given >= EARLIEST_US, given * 1000)
+    outside = (times > LATEST_US).fill_null(False).arg_true()
+    wrong.update({row: f"{name}: {given[row]} is no time in milliseconds or microseconds" for row in outside})
+    return times.cast(TIME)
 
 
 def _decimals(name: str, values: list[Any], wrong: dict[int, str], *, nullable: bool) -> pl.Series:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from zlib import crc32
 
-from crypto_lake.config import FUTURES, Settings
+from crypto_lake.config import FUTURES, SPOT, Settings
 from crypto_lake.connections.websocket import combined
 from crypto_lake.models import Dataset
 from crypto_lake.models.frame import OTHERS
@@ -83,7 +83,9 @@ def _feeds(dataset: Dataset, wanted: Wanted, settings: Settings) -> list[Feed]:
     if wanted.every and stream.every:
         symbols = {stream.every: (*wanted.symbols, OTHERS)}
     pulse = _pulse(dataset, wanted)
-    addresses = combined(settings.ws_address(wanted.venue), stream.route, symbols, also=pulse)
+    addresses = combined(
+        settings.ws_address(wanted.venue), stream.route, symbols, also=pulse, in_microseconds=wanted.venue == SPOT
+    )
     return [
         Feed(
             dataset,

@@ -11,9 +11,9 @@ from crypto_lake.models import Dataset
 MOST_SEEN: Final = 65_536
 
 EVENT_TIME: Final = b'"E":'
-# Of the 13 digits of an event time the last ones tell connections apart. Those before them stay a part of the message:
-# a frame that is damaged there would be refused, and must not stand in the way of the good one.
-FIRST_DIGIT, FREE_DIGIT, LAST_DIGIT = len(EVENT_TIME), len(EVENT_TIME) + 8, len(EVENT_TIME) + 13
+# Of the 13 digits of an event time (16 in microseconds) the last ones tell connections apart. Those before them stay a
+# part of the message: a frame that is damaged there would be refused, and must not stand in the way of the good one.
+FREE_DIGIT, LAST_DIGIT, LAST_OF_MICROSECONDS = len(EVENT_TIME) + 8, len(EVENT_TIME) + 13, len(EVENT_TIME) + 16
 
 
 def has_ids(dataset: Dataset) -> bool:
@@ -41,7 +41,10 @@ class Seen:
             and (at := payload.find(EVENT_TIME)) >= 0
             and payload[at + FREE_DIGIT : at + LAST_DIGIT].isdigit()
         ):
-            key = hash(payload[: at + FREE_DIGIT] + payload[at + LAST_DIGIT :])
+            last = at + LAST_DIGIT
+            if payload[last : at + LAST_OF_MICROSECONDS].isdigit():
+                last = at + LAST_OF_MICROSECONDS
+            key = hash(payload[: at + FREE_DIGIT] + payload[last:])
         else:
             key = hash(payload)
         if key in self._young or key in self._old:

@@ -1,6 +1,7 @@
 """An exchange on loopback: a market, generated or replayed, behind the venue's own WebSocket and REST protocols."""
 
 from crypto_lake.simulator.course import Done
+from crypto_lake.simulator.dumps import Dumps, Request
 from crypto_lake.simulator.generated import GeneratedMarket, made_up_symbols
 from crypto_lake.simulator.hub import Connection, Served
 from crypto_lake.simulator.market import Frame, Market
@@ -11,11 +12,13 @@ from crypto_lake.simulator.server import Simulator
 __all__ = [
     "Connection",
     "Done",
+    "Dumps",
     "Fault",
     "Frame",
     "GeneratedMarket",
     "Market",
     "ReplayedMarket",
+    "Request",
     "Scenario",
     "Served",
     "Simulator",

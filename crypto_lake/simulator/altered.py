@@ -8,10 +8,12 @@ from typing import Any, Final
 import msgspec
 
 # The only times that are on the venue's clock: funding and klines are due at times of their own.
-_EVENT_TIMES: Final = re.compile(rb'"[ETOC]":(\d{13})(?=[,}])')
-_EVENT_TIME: Final = re.compile(rb'"E":(\d{13})(?=[,}])')
+_EVENT_TIMES: Final = re.compile(rb'"[ETOC]":(\d{16}|\d{13})(?=[,}])')
+_EVENT_TIME: Final = re.compile(rb'"E":(\d{16}|\d{13})(?=[,}])')
 _EVENT_TIME_ONLY: Final = ("markPrice", "!markPrice@arr", "kline_1m")
-_ROW_TIMES: Final = re.compile(rb'"(?:E|T|time|openTime|closeTime|serverTime)":(\d{13})(?=[,}])')
+_ROW_TIMES: Final = re.compile(rb'"(?:E|T|time|openTime|closeTime|serverTime)":(\d{16}|\d{13})(?=[,}])')
+# Until the year 2286; microseconds, which spot is told in, have three more.
+MILLISECOND_DIGITS: Final = 13
 
 _NEW_FIELDS: Final = {"newField": "1.50", "Z9": {"deep": [1, "2", None]}}
 _DECIMAL: Final = re.compile(r"-?\d+(?:\.\d+)?")
@@ -53,8 +55,9 @@ class Skew:
         return _ROW_TIMES.sub(self._shift, body) if self.spans else body
 
     def _shift(self, found: re.Match[bytes]) -> bytes:
-        whole, time = found[0], found[1]
-        return whole[: -len(time)] + b"%d" % self.shifted(int(time))
+        whole, time = found[0], int(found[1])
+        unit = 1 if len(found[1]) == MILLISECOND_DIGITS else 1000
+        return whole[: -len(found[1])] + b"%d" % (self.shifted(time // unit) * unit + time % unit)
 
 
 def with_new_fields(body: bytes) -> bytes:

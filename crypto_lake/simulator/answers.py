@@ -125,7 +125,7 @@ def exchange_info(
             symbol["status"] = "SETTLING" if is_futures else "BREAK"
     body: dict[str, Any] = {
         "timezone": "UTC",
-        "serverTime": now_ms,
+        "serverTime": payloads.stamp(question.venue, now_ms),
         "rateLimits": [_rate_limit(2400 if is_futures else 6000)],
         "exchangeFilters": [],
         "symbols": symbols,

@@ -142,7 +142,8 @@ class FaultyConnections:
         fault = moment.numbered.fault
         assert fault.delay_s is not None
         for connection in [each for each in hub.connections if _concerns(fault, each)]:
-            event = b'{"e":"serverShutdown","E":%d}' % self._frames.skew.shifted(self._market.clock_ms)
+            now_ms = self._frames.skew.shifted(self._market.clock_ms)
+            event = b'{"e":"serverShutdown","E":%d}' % (now_ms * 1000 if connection.in_microseconds else now_ms)
             connection.reply(b'{"stream":"!serverShutdown","data":' + event + b"}" if connection.combined else event)
             self._course.note(moment.numbered, f"/{connection.route}: serverShutdown", connection.served.number)
             asyncio.get_running_loop().call_later(fault.delay_s, self._send_away, connection)

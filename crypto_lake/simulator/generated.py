@@ -8,6 +8,7 @@ from itertools import accumulate
 
 from crypto_lake.config import FUTURES, SPOT
 from crypto_lake.simulator import answers, payloads
+from crypto_lake.simulator.dumps_kept import Kept
 from crypto_lake.simulator.instrument import Instrument
 from crypto_lake.simulator.market import BATCH_FRAMES, Frame, Question
 from crypto_lake.simulator.streams import ALL_MARKET, kind_of
@@ -34,7 +35,8 @@ class GeneratedMarket:
 
     `rates` makes symbols uneven: messages of the mix per second of `"BTCUSDT"` (on every venue) or `"binance:BTCUSDT"`;
     symbols that it does not name share `rate`. So one may trade a hundred times a second beside one with a trade a
-    minute. REST has the newest `history` aggregate trades of a symbol.
+    minute. REST has the newest `history` aggregate trades of a symbol. With `dumps`, `kept` has what the official files
+    say of all that was generated.
     """
 
     waits_for_readers = False
@@ -56,6 +58,7 @@ class GeneratedMarket:
         others_every_ms: int = 1000,
         history: int = 50_000,
         record: bool = False,
+        dumps: bool = False,
     ) -> None:
         assert rate > 0
         assert speed > 0
@@ -76,6 +79,9 @@ class GeneratedMarket:
         self._turns: list[float] | None = None
         if rates:
             self._set_rates(rates)
+        self.kept: Kept | None = None
+        if dumps:
+            self.keep()
 
     def _set_rates(self, rates: Mapping[str, float]) -> None:
         """Turns are drawn by rate, and all rates together are the market's."""
@@ -163,6 +169,19 @@ class GeneratedMarket:
         """A symbol's book, ids and history as they are now."""
         return self._instruments[venue, symbol]
 
+    # What the bucket of official files asks of it
+
+    def keep(self) -> Kept:
+        """What its files will say is kept, from the beginning or not at all."""
+        if self.kept is None:
+            assert not self.made, "nothing was kept of what has happened already: make the market with dumps=True"
+            self.kept = Kept(self._instruments, self._coin_m, self._delisted, self.start_ms)
+        return self.kept
+
+    def keep_up(self) -> None:
+        """Write into `kept` what is over by the clock alone."""
+        self.keep().close(self.clock_ms, self._others_due_ms)
+
     # How it is made
 
     def _next_ms(self) -> int:
@@ -171,19 +190,26 @@ class GeneratedMarket:
     def _step(self) -> Iterator[Frame]:
         """The next message of the mix with what comes beside it."""
         time_ms = self._next_ms()
+        if self.kept is not None:
+            self.kept.tick(time_ms)
         if self._with_others and time_ms >= self._others_due_ms:
-            yield from self._noted(self._others(self._others_due_ms))
-            self._others_due_ms += self._others_every_ms
+            # Who takes so many frames and no more leaves in the middle: what was told is not told again.
+            due_ms, self._others_due_ms = self._others_due_ms, self._others_due_ms + self._others_every_ms
+            yield from self._noted(self._others(due_ms))
         self.clock_ms = max(self.clock_ms, time_ms)
         self.made += 1
         yield from self._noted(self._event(time_ms))
 
     def _noted(self, frames: Iterator[Frame]) -> Iterator[Frame]:
-        if self.ledger is None:
+        if self.ledger is None and self.kept is None:
             return frames
-        kept = list(frames)
-        self.ledger.extend(kept)
-        return iter(kept)
+        noted = list(frames)
+        if self.ledger is not None:
+            self.ledger.extend(noted)
+        if self.kept is not None:
+            for frame in noted:
+                self.kept.hear(frame)
+        return iter(noted)
 
     def _event(self, time_ms: int) -> Iterator[Frame]:
         draw = self._random.random

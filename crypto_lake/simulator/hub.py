@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from crypto_lake.config import SPOT
 from crypto_lake.simulator.market import Frame, combined
+from crypto_lake.simulator.payloads import in_milliseconds
 from crypto_lake.simulator.streams import ALL_MARKET, kind_of, source_of
 
 # A reader so far behind a live market is cut off, as the venue does; memory stays bounded.
@@ -60,8 +62,16 @@ class FrameFaults(Protocol):
 class Connection:
     """One open WebSocket as the exchange sees it."""
 
-    def __init__(self, hub: "Hub", transport: asyncio.Transport, *, route: str, combined: bool) -> None:
-        self.route, self.combined = route, combined
+    def __init__(
+        self,
+        hub: "Hub",
+        transport: asyncio.Transport,
+        *,
+        route: str,
+        combined: bool,
+        in_microseconds: bool = False,
+    ) -> None:
+        self.route, self.combined, self.in_microseconds = route, combined, in_microseconds
         self.served = Served(hub.next_number(), route, time.time())
         self.closed = asyncio.Event()
         self.sent_frames = 0
@@ -248,6 +258,15 @@ class Hub:
 
 
 def _deliver(frame: Frame, listeners: list[tuple[Connection, str]]) -> None:
+    """A frame of spot in the unit that each connection asked for; the other is made only if somebody wants it."""
+    if frame.venue == SPOT and not all(connection.in_microseconds for connection, _ in listeners):
+        others = [each for each in listeners if not each[0].in_microseconds]
+        _hand_round(frame._replace(payload=in_milliseconds(frame.payload)), others)
+        listeners = [each for each in listeners if each[0].in_microseconds]
+    _hand_round(frame, listeners)
+
+
+def _hand_round(frame: Frame, listeners: list[tuple[Connection, str]]) -> None:
     built: dict[str, bytes] = {}
     payload = frame.payload
     for connection, name in listeners:

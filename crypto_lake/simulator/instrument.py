@@ -14,6 +14,7 @@ MINUTE_MS = 60_000
 FORCE_ORDER_EVERY_MS = 1000
 # The matching engine's time of a fact lies a little before the time of its message.
 _ENGINE_AHEAD_MS = 4
+_ENGINE_AHEAD_US = _ENGINE_AHEAD_MS * 1000
 _KEPT_TRADES = 1_000  # all that /trades can be asked for
 PARTIAL_LEVELS = (5, 10, 20)
 
@@ -31,6 +32,7 @@ class Instrument:
         self.trades: deque[Trade] = deque(maxlen=_KEPT_TRADES)
         self.bars: deque[Bar] = deque(maxlen=KEPT_BARS)
         self.liquidated_ms = 0
+        self._told_us = 0
         self._next_trade_id = first_id * 2
         self._start = start
         self._partial_ids = dict.fromkeys(PARTIAL_LEVELS, self.book.update_id)
@@ -50,23 +52,32 @@ class Instrument:
         """One taker order: an aggregate trade made of one to three trades."""
         buys = bool(noise[0] & 1)
         price, quantity = self.book.take(buys=buys, wanted=1 + noise[1] * noise[2] // 16, noise=noise[3])
-        parts = self._parts(time_ms - _ENGINE_AHEAD_MS, price, quantity, noise[4], buyer_is_maker=not buys)
+        event_us = self._event_us(time_ms, noise)
+        parts = self._parts(event_us - _ENGINE_AHEAD_US, price, quantity, noise[4], buyer_is_maker=not buys)
         whole = self._whole(parts, quantity, noise[5])
         self.agg_trades.append(whole.time_ms, payloads.agg_trade_row(self.listing, whole))
         self._add_to_bar(whole, len(parts))
         if with_parts:
             for part in parts:
-                yield self.frame(time_ms, "trade", payloads.single_trade(self.listing, time_ms, part))
-        yield self.frame(time_ms, "aggTrade", payloads.agg_trade(self.listing, time_ms, whole))
+                yield self.frame(time_ms, "trade", payloads.single_trade(self.listing, event_us, part))
+        yield self.frame(time_ms, "aggTrade", payloads.agg_trade(self.listing, event_us, whole))
 
-    def _parts(self, time_ms: int, price: int, quantity: int, noise: int, *, buyer_is_maker: bool) -> list[Trade]:
+    def _event_us(self, time_ms: int, noise: bytes) -> int:
+        """When exactly in this millisecond an event is told of: behind all others; on futures nobody hears of it."""
+        if self.listing.is_futures:
+            return time_ms * 1000
+        drawn_us = time_ms * 1000 + int.from_bytes(noise[-2:]) * 1000 // 65_536
+        self._told_us = min(max(drawn_us, self._told_us + 1), time_ms * 1000 + 999)
+        return self._told_us
+
+    def _parts(self, time_us: int, price: int, quantity: int, noise: int, *, buyer_is_maker: bool) -> list[Trade]:
         count = min(1 + noise // 86, quantity)
         share, rest = divmod(quantity, count)
         parts = []
         for i in range(count):
             identity, size = self._next_trade_id, share + (rest if i == count - 1 else 0)
             self._next_trade_id += 1
-            part = Trade(identity, identity, identity, price, size, size, time_ms, buyer_is_maker)
+            part = Trade(identity, identity, identity, price, size, size, time_us, buyer_is_maker)
             parts.append(part)
         self.trades.extend(parts)
         return parts
@@ -81,7 +92,7 @@ class Instrument:
             first.price,
             quantity,
             quantity - rpi,
-            first.time_ms,
+            first.time_us,
             first.buyer_is_maker,
         )
 
@@ -103,7 +114,8 @@ class Instrument:
         """The book moves, and a diff tells of all changes since the diff before."""
         self.book.stir(noise)
         diff = self.book.flush()
-        payload = payloads.depth(self.listing, time_ms, time_ms - _ENGINE_AHEAD_MS, diff)
+        event_us = self._event_us(time_ms, noise)
+        payload = payloads.depth(self.listing, event_us, event_us - _ENGINE_AHEAD_US, diff)
         return self.frame(time_ms, "depth", payload)
 
     def book_ticker(self, time_ms: int) -> Frame:
@@ -179,7 +191,7 @@ class Instrument:
         previous, final = self._partial_ids[count], self.book.update_id
         self._partial_ids[count] = final
         diff = Diff(min(previous + 1, final), final, previous, dict(bids), dict(asks))
-        return payloads.depth(self.listing, time_ms, time_ms - _ENGINE_AHEAD_MS, diff)
+        return payloads.depth(self.listing, time_ms * 1000, time_ms * 1000 - _ENGINE_AHEAD_US, diff)
 
     def _klines_told(self, time_ms: int) -> Iterator[Frame]:
         """The open minute each time; every minute with trades once more when it is closed."""

@@ -52,7 +52,8 @@ class ReplayedMarket:
 
     It begins when every kind of stream in it has a listener, or `start_after_s` after the first listener came (None:
     only when all are there). `speed` 1 is as recorded; 0 and infinity as fast as the clients read. Nothing is ever
-    dropped: a client that does not read holds up the replay. Raises `ValueError` or `OSError` for what is no recording.
+    dropped: a client that does not read holds up the replay. Who asks for microseconds gets them where they were
+    recorded; out of milliseconds nobody can make them. Raises `ValueError` or `OSError` for what is no recording.
     """
 
     waits_for_readers = True

@@ -11,6 +11,7 @@ from crypto_lake.simulator.market import Market, Question, Refusal
 
 HOUR_MS = 3_600_000
 KEPT_MINUTES = 60
+_FIRST_MICROSECONDS = 10**14  # 1973 in microseconds, the year 5138 in milliseconds
 INTERVALS_MS = {
     **{f"{n}m": n * 60_000 for n in (1, 3, 5, 15, 30)},
     **{f"{n}h": n * HOUR_MS for n in (1, 2, 4, 6, 8, 12)},
@@ -92,8 +93,8 @@ def question_of(endpoint: Endpoint, query: Mapping[str, str], market: Market) ->
         is_list=is_list,
         limit=_limit(endpoint, query),
         from_id=_integer(query, "fromId"),
-        start_ms=_integer(query, "startTime"),
-        end_ms=_integer(query, "endTime"),
+        start_ms=_time_ms(endpoint, query, "startTime"),
+        end_ms=_time_ms(endpoint, query, "endTime"),
         interval=_interval(query) if endpoint.name == "klines" else "",
     )
     _check_window(question)
@@ -142,6 +143,14 @@ def _integer(query: Mapping[str, str], name: str) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) <= 19):
         raise Refusal(-1100, f"Illegal characters found in parameter '{name}'; legal range is '^[0-9]{{1,20}}$'.")
     return int(text)
+
+
+def _time_ms(endpoint: Endpoint, query: Mapping[str, str], name: str) -> int | None:
+    """Spot takes either unit, whatever unit it is to answer in; here a window is one of whole milliseconds."""
+    time = _integer(query, name)
+    if time is not None and endpoint.venue == SPOT and time >= _FIRST_MICROSECONDS:
+        return time // 1000
+    return time
 
 
 def _interval(query: Mapping[str, str]) -> str:

@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,12 +17,18 @@ from crypto_lake.simulator.streams import STREAM_KINDS
 OVERSIZED_BYTES: Final = 33 * 2**20
 LARGEST_BYTES: Final = 60 * 2**20  # the simulator cuts off who has 64 MiB to read
 MOST_FAULTS: Final = 1_000
-FORMS: Final = {"corrupted": ("bytes", "short"), "format_change": ("renamed", "types")}
+FORMS: Final = {
+    "corrupted": ("bytes", "short"),
+    "format_change": ("renamed", "types"),
+    "truncated_zip": ("summed", "unsummed"),
+    "replaced_file": ("row_changed", "row_less"),
+}
 
 _MOMENT, _WINDOW = ("every_s",), ("for_s", "every_s")
 _CONNECTIONS = ("share", "streams", "symbols")
 _FRAMES = (*_CONNECTIONS, "everywhere")
 _ANSWERS = ("share", "endpoints", "symbols")
+_FILES = ("share", "paths", "times")
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,14 @@ KINDS: Final = {
     "restricted": Kind((*_WINDOW, *_ANSWERS)),
     "html": Kind((*_WINDOW, *_ANSWERS, "status"), defaults={"status": 200}),
     "slow": Kind((*_WINDOW, *_ANSWERS, "delay_s"), ("delay_s",)),
+    "unavailable": Kind((*_WINDOW, *_FILES, "status", "retry_after_s"), defaults={"status": 503}),
+    "slow_download": Kind((*_WINDOW, *_FILES, "bytes_per_s"), ("bytes_per_s",)),
+    "cut_download": Kind((*_WINDOW, *_FILES, "after_bytes"), ("after_bytes",)),
+    "wrong_checksum": Kind((*_WINDOW, *_FILES)),
+    "truncated_zip": Kind((*_WINDOW, *_FILES, "form"), defaults={"form": "summed"}),
+    "duplicate_csv": Kind((*_WINDOW, *_FILES)),
+    "replaced_file": Kind((*_WINDOW, *_FILES, "form"), defaults={"form": "row_changed"}),
+    "missing_day": Kind((*_WINDOW, *_FILES, "days")),
 }
 
 _EVERY_KIND_TAKES: Final = ("kind", "at_s", "venue")
@@ -72,6 +87,9 @@ _RANGES: Final[Mapping[str, tuple[float, float]]] = {
     "status": (200, 599),
     "retry_after_s": (0, 1e6),
     "age_s": (0.1, 600),
+    "times": (1, 1e9),
+    "bytes_per_s": (1, 1e12),
+    "after_bytes": (1, 1e12),
 }
 _WORDS: Final[Mapping[str, tuple[str, ...]]] = {
     "streams": STREAM_KINDS,
@@ -83,9 +101,11 @@ _WORDS: Final[Mapping[str, tuple[str, ...]]] = {
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that goes wrong; seconds count from the moment at which the simulator is first served.
 
-    Empty `streams`, `symbols` and `endpoints` and no `venue` mean all. `share` is drawn among connections (cut,
-    half_open, oversized, silent_stream, mute, life, refused), frames or REST answers, by kind. Without `for_s` what
-    lasts goes on for ever (a shutdown: 5 s). Raises `ConfigError` with a sentence on what would be right.
+    Empty `streams`, `symbols`, `endpoints` and `paths` and no `venue` mean all. `share` is drawn among connections
+    (cut, half_open, oversized, silent_stream, mute, life, refused), frames, REST answers, official files or requests
+    for these, by kind. Without `for_s` what lasts goes on for ever (a shutdown: 5 s). `times` counts the requests for
+    each file that matches `paths` (`*aggTrades*2026-03-04.zip`), its sum apart from its archive.
+    Raises `ConfigError` with a sentence on what would be right.
     """
 
     kind: str
@@ -107,6 +127,11 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     status: int | None = None
     retry_after_s: float | None = None
     age_s: float | None = None
+    paths: tuple[str, ...] = ()
+    times: int | None = None
+    bytes_per_s: int | None = None
+    after_bytes: int | None = None
+    days: tuple[date, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self)
@@ -232,7 +257,7 @@ def _check_sense(fault: Fault) -> None:
         raise ConfigError("for_s: a stream that is silent everywhere must say for how long; delisted is for ever")
     if fault.every_s and fault.for_s and fault.for_s >= fault.every_s:
         raise ConfigError(f"for_s = {fault.for_s:g}: must be less than every_s = {fault.every_s:g}")
-    if fault.kind == "refused" and fault.status is not None and fault.status < 400:
+    if fault.kind in ("refused", "unavailable") and fault.status is not None and fault.status < 400:
         raise ConfigError(f"status = {fault.status}: a refusal is 400 to 599, such as 429, 451 or 503")
     if fault.kind == "delisted" and not fault.symbols:
         raise ConfigError('symbols: say which, such as symbols = ["BTCUSDT"]')

@@ -13,12 +13,15 @@ from aiohttp import ClientConnectionResetError, WSCloseCode, WSMessage, WSMsgTyp
 
 from crypto_lake.config import FUTURES, SPOT
 from crypto_lake.simulator import control
+from crypto_lake.simulator.bucket import Bucket
+from crypto_lake.simulator.dumps import Dumps
 from crypto_lake.simulator.faults import Faults
 from crypto_lake.simulator.hub import MAX_UNREAD_BYTES, UNREAD_ENOUGH_BYTES, Connection, Hub, Served
 from crypto_lake.simulator.market import Market, Question, Refusal
+from crypto_lake.simulator.payloads import in_milliseconds, stamp
 from crypto_lake.simulator.rest import ENDPOINTS, Endpoint, TooMuch, WeightMeter, question_of
 from crypto_lake.simulator.scenario import Scenario
-from crypto_lake.simulator.streams import MARKET, PRIVATE, PUBLIC, UNROUTED
+from crypto_lake.simulator.streams import MARKET, MICROSECOND, PRIVATE, PUBLIC, UNROUTED
 
 # How often the market is asked what is due; short enough that nobody sees the steps, long enough to share a write.
 TICK_S = 0.005
@@ -26,13 +29,15 @@ MAX_REQUEST_LINE_BYTES = 16 * 1024
 # Longer lines aiohttp refuses by itself with 400; up to here we can give the venue's own 414.
 _READABLE_LINE_BYTES = 256 * 1024
 _CLOSE_TIMEOUT_S = 1.0
+TIME_UNIT = "X-MBX-TIME-UNIT"
 
 
 class Simulator:
     """An exchange on 127.0.0.1 for the time of an `async with`; the same market may be served again later.
 
     The market's clock runs on between two times of being served, as the venue's does while it cannot be reached.
-    `faults.done` tells what the scenario in `faults` has done, `served` what became of every connection.
+    `faults.done` tells what the scenario in `faults` has done, `served` what became of every connection. With `dumps`
+    the market's official files are served beside it, in their usual ways or in those that `Dumps` is told.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class Simulator:
         port: int = 0,
         *,
         faults: Scenario | None = None,
+        dumps: Dumps | bool = False,
         ping_every_s: float = 180.0,
         client_messages_per_s: int = 10,
         weight_limits: dict[str, int] | None = None,
@@ -54,7 +60,10 @@ class Simulator:
             venue: WeightMeter(limit, ban_after=ban_after, ban_s=ban_s, clock=clock) for venue, limit in limits.items()
         }
         self._ping_every_s, self._client_messages_per_s = ping_every_s, client_messages_per_s
-        self.faults = Faults(faults or Scenario(), market)
+        self._dumps = Dumps() if dumps is True else dumps or None
+        if self._dumps is not None:
+            self._dumps.of(market)
+        self.faults = Faults(faults or Scenario(), market, self._dumps.faults if self._dumps is not None else None)
         self._is_sound = not self.faults.scenario.faults
         self._hub = Hub(None if self._is_sound else self.faults.frames)
 
@@ -70,13 +79,20 @@ class Simulator:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The settings that point a collector here."""
-        return {
+        """The settings that point a collector here; without dumps nothing is said of where they are."""
+        settings = {
             "LAKE_BINANCE_FUTURES_WS": self.ws_url,
             "LAKE_BINANCE_FUTURES_REST": self.rest_url,
             "LAKE_BINANCE_WS": self.ws_url,
             "LAKE_BINANCE_REST": self.rest_url,
         }
+        return settings if self._dumps is None else {**settings, "LAKE_BINANCE_DUMPS": self.rest_url}
+
+    @property
+    def dumps(self) -> Dumps:
+        """The official files that are served."""
+        assert self._dumps is not None, "the simulator was made without dumps"
+        return self._dumps
 
     @property
     def connections(self) -> tuple[Connection, ...]:
@@ -145,6 +161,8 @@ class Simulator:
             before = f"/{prefix}" if prefix else ""
             for path in ("/ws", "/ws/{names:.*}", "/stream"):
                 application.router.add_get(before + path, self._websocket)
+        if self._dumps is not None:
+            Bucket(self._dumps).add_routes(application.router)
         return application
 
     # The market: ask what is due, hand it round, let the readers read.
@@ -206,7 +224,13 @@ class Simulator:
             return socket  # gone before it was answered
         assert request.transport is not None
         is_combined = request.path.removeprefix(f"/{route}" if route else "") == "/stream"
-        connection = Connection(self._hub, request.transport, route=route, combined=is_combined)
+        connection = Connection(
+            self._hub,
+            request.transport,
+            route=route,
+            combined=is_combined,
+            in_microseconds=route == UNROUTED and request.query.get("timeUnit") in MICROSECOND,
+        )
         self._hub.open(connection)
         try:
             for name in names:
@@ -253,13 +277,17 @@ class Simulator:
         finally:
             meter.charge(1 if question is None else endpoint.weigh(question))
         body = await self._plain_answer(question)
-        return body if self._is_sound else self.faults.answers.altered(question, body)
+        if not self._is_sound:
+            body = self.faults.answers.altered(question, body)
+        if endpoint.venue == SPOT and request.headers.get(TIME_UNIT) not in MICROSECOND:
+            return in_milliseconds(body)
+        return body
 
     async def _plain_answer(self, question: Question) -> bytes:
         if question.endpoint == "ping":
             return b"{}"
         if question.endpoint == "time":
-            return b'{"serverTime":%d}' % self.market.clock_ms
+            return b'{"serverTime":%d}' % stamp(question.venue, self.market.clock_ms)
         return await self.market.answer(question)
 
 

@@ -17,6 +17,9 @@ STREAM_KINDS = (
     *("ticker", "miniTicker", "kline_1m", "!ticker@arr", "!miniTicker@arr", "!markPrice@arr"),
 )
 
+# What a client of spot says who wants microseconds, in the address (`timeUnit`) or in the header of a request.
+MICROSECOND = frozenset({"MICROSECOND", "microsecond"})
+
 # All-market streams whose messages are those of the single symbols; the `arr` in the name of the first is a lie.
 ALL_MARKET = {"forceOrder": "!forceOrder@arr", "bookTicker": "!bookTicker"}
 

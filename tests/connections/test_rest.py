@@ -547,6 +547,15 @@ async def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatc
     assert proxy.asked[0].headers["Host"] == "fapi.invalid"
 
 
+async def test_only_spot_is_asked_for_microseconds() -> None:
+    async with venue(Reply(500), Reply()) as it, rest(it.address, api_key="key") as asked:
+        await asked.get(SPOT, "/x")
+        await asked.get(FUTURES, "/x")
+    units = [each.headers.get("X-MBX-TIME-UNIT") for each in it.asked]
+    assert units == ["MICROSECOND", "MICROSECOND", None]
+    assert all(each.headers["X-MBX-APIKEY"] == "key" for each in it.asked)
+
+
 async def test_every_request_is_counted_by_its_status() -> None:
     def count(status: str) -> float:
         labels = {"venue": SPOT, "status": status}

@@ -36,9 +36,9 @@ def socket_handler(handle: Handler) -> Callable[[web.Request], Awaitable[web.Str
 names = st.text("abc币安@_!0", min_size=1, max_size=60).map(lambda name: f"{name}@aggTrade")
 
 
-@given(st.lists(names, max_size=1500), st.sampled_from(["", "btcusdt@markPrice@1s"]))
-def test_every_stream_is_asked_for_once_within_the_limits(streams: list[str], pulse: str) -> None:
-    addresses = combined("wss://venue", "market", streams, also=pulse)
+@given(st.lists(names, max_size=1500), st.sampled_from(["", "btcusdt@markPrice@1s"]), st.booleans())
+def test_every_stream_is_asked_for_once_within_the_limits(streams: list[str], pulse: str, fine: bool) -> None:
+    addresses = combined("wss://venue", "market", streams, also=pulse, in_microseconds=fine)
     assert [stream for address in addresses for stream in address.streams if stream != pulse] == streams
     for address in addresses:
         assert not pulse or address.streams[-1] == pulse
@@ -52,6 +52,8 @@ def test_an_address_has_its_route_and_its_streams() -> None:
     assert one.url == "wss://v/public/stream?streams=btcusdt@depth@100ms/%E5%B8%81usdt@bookTicker"
     (spot,) = combined("wss://v", "", ["btcusdt@trade"])
     assert spot.url == "wss://v/stream?streams=btcusdt@trade"
+    (fine,) = combined("wss://v", "", ["btcusdt@trade"], in_microseconds=True)
+    assert fine == ("wss://v/stream?streams=btcusdt@trade&timeUnit=MICROSECOND", spot.streams)
 
 
 def test_a_streams_name_is_read_without_parsing() -> None:

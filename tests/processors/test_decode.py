@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crypto_lake.models import DATASETS
+from crypto_lake.models.dataset import LATEST_US
 from crypto_lake.models.frame import FRAME, RESPONSE, Records
 from crypto_lake.processors.decode import Refused, decode
 from crypto_lake.processors.levels import NotLevels, level_lists
 from crypto_lake.processors.shape import rejected_rows, shape
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 RECEIVED_US = 1_790_000_001_000_000
 CASES = [json.loads(line) for line in (Path(__file__).parents[1] / "wire" / "messages.jsonl").read_text().splitlines()]
 
@@ -67,6 +69,33 @@ def test_good_messages_around_a_bad_one_keep_their_places(dataset: str) -> None:
     stamps = [row["received_time"].microsecond for row in rows]
     assert stamps == [n for n in (0, 2, 3) for _ in good["rows"]]
     assert [each.payload for each in refused] == [bad[2]]
+
+
+MILLIS = st.integers(1_230_768_000_000, 4_133_980_800_000)
+NO_TIMES = st.integers(4_133_980_800_001, 1_230_767_999_999_999)
+
+
+@given(st.lists(st.tuples(MILLIS, st.integers(0, 999), st.booleans()), min_size=1, max_size=20), st.data())
+def test_a_time_is_read_by_its_size_row_by_row(times: list[tuple[int, int, bool]], data: st.DataObject) -> None:
+    case = next(each for each in CASES if each["why"] == "a liquidation")
+    whole = [(ms, ms * 1000) if coarse else (min(ms * 1000 + us, LATEST_US), None) for ms, us, coarse in times]
+    wire = [told for told, _ in whole]
+    truth = [told if exact is None else exact for told, exact in whole]
+    wrong = data.draw(st.sets(st.integers(0, len(wire) - 1), max_size=3))
+    for place in wrong:
+        wire[place] = data.draw(NO_TIMES)
+    messages = []
+    for number, told in enumerate(wire):
+        message = json.loads(case["payload"])
+        message["data"]["o"] |= {"T": told, "q": str(number)}
+        messages.append((FRAME, case["origin"], json.dumps(message).encode()))
+    rows, refused = rows_of("liquidation", *messages)
+    got = {int(row["quantity"]): (row["time"] - EPOCH) // timedelta(microseconds=1) for row in rows}
+    assert got == {place: us for place, us in enumerate(truth) if place not in wrong}
+    assert [each.payload for each in refused] == [messages[place][2] for place in sorted(wrong)]
+    assert all(
+        f"time: {wire[place]} is no time" in each.reason for place, each in zip(sorted(wrong), refused, strict=True)
+    )
 
 
 def test_every_refusal_is_a_row_with_its_bytes_in_order() -> None:

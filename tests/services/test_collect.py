@@ -45,6 +45,12 @@ def test_each_dataset_goes_to_its_route() -> None:
     }
 
 
+def test_only_spot_is_asked_for_microseconds() -> None:
+    feeds = planned("agg_trade,depth,trade,book_ticker", "BTCUSDT,binance:BTCUSDT")
+    assert {feed.venue for feed in feeds if "timeUnit" in feed.url} == {SPOT}
+    assert all(feed.url.endswith("&timeUnit=MICROSECOND") for feed in feeds if feed.venue == SPOT)
+
+
 def test_all_symbols_are_one_stream_where_the_venue_has_one() -> None:
     (every,) = planned("liquidation", ALL_SYMBOLS)
     assert every.streams == ("!forceOrder@arr", "btcusdt@markPrice@1s")

@@ -15,6 +15,15 @@ def test_the_same_fact_in_a_message_made_a_little_later_is_a_repeat() -> None:
     assert seen.is_repeat(TRADE.replace(b"0000123", b"0001987"))
 
 
+def test_so_it_is_in_microseconds() -> None:
+    seen, fine = Seen(ignore_event_time=True), TRADE.replace(b"0000123", b"0000123456")
+    assert not seen.is_repeat(fine)
+    assert not seen.is_repeat(fine.replace(b"1.5", b"1.6"))
+    assert seen.is_repeat(fine)
+    assert seen.is_repeat(TRADE.replace(b"0000123", b"0001987654"))
+    assert not seen.is_repeat(TRADE.replace(b"0000123", b"00001234567"))
+
+
 @pytest.mark.parametrize(
     ("right", "damaged"),
     [

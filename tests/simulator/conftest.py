@@ -45,9 +45,11 @@ class Talk:
         async with connect(url, ping_interval=None, close_timeout=1) as socket:
             yield socket
 
-    async def got(self, url: str, **query: Any) -> tuple[int, Any, dict[str, str]]:
+    async def got(
+        self, url: str, *, headers: dict[str, str] | None = None, **query: Any
+    ) -> tuple[int, Any, dict[str, str]]:
         """Status, decoded body and headers of a GET."""
-        async with aiohttp.ClientSession() as session, session.get(url, params=query) as response:
+        async with aiohttp.ClientSession() as session, session.get(url, params=query, headers=headers) as response:
             return response.status, await response.json(), dict(response.headers)
 
     async def closed(self, socket: ClientConnection) -> ConnectionClosed:

@@ -124,9 +124,16 @@ async def test_connections_opened_before_and_after_the_window_are_not_mute(talk:
             await talk.received(socket)
 
 
-@pytest.mark.parametrize(("path", "name"), [(OF_SPOT, "!serverShutdown"), ("/ws/btcusdt@aggTrade", None)])
+@pytest.mark.parametrize(
+    ("path", "name", "digits"),
+    [
+        (OF_SPOT, "!serverShutdown", 13),
+        (OF_SPOT + "&timeUnit=MICROSECOND", "!serverShutdown", 16),
+        ("/ws/btcusdt@aggTrade", None, 13),
+    ],
+)
 async def test_a_shutdown_is_told_then_closed_with_1001_then_nothing_is_accepted(
-    talk: Any, path: str, name: str | None
+    talk: Any, path: str, name: str | None, digits: int
 ) -> None:
     fault = Fault(kind="shutdown", at_s=0.5, for_s=2.0, every_s=4.0, delay_s=0.1, venue=SPOT)
     async with an_exchange(fault) as exchange:
@@ -136,6 +143,7 @@ async def test_a_shutdown_is_told_then_closed_with_1001_then_nothing_is_accepted
                 message = await talk.heard(socket)
                 assert message.get("stream") in (None, name, "btcusdt@aggTrade")
                 message = message.get("data", message)
+            assert len(str(message["E"])) == digits
             assert (await talk.closed(socket)).rcvd.code == 1001
         with pytest.raises(SourceError, match="cannot connect"):
             async with connected(exchange.ws_url + path, silence_s=1):

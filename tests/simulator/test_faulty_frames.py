@@ -303,31 +303,42 @@ async def test_new_fields_are_in_every_event_and_hurt_nobody(talk: Any, stream: 
         assert _fits(_data(message), EVENTS[stream])
 
 
+OF_SPOT = "/stream?streams=btcusdt@aggTrade"
+MICROSECONDS = {"X-MBX-TIME-UNIT": "MICROSECOND"}
+
+
 @pytest.mark.parametrize("skew_s", [-90.0, 3.5])
+@pytest.mark.parametrize(
+    ("venue", "stream", "path", "headers", "unit", "per_s"),
+    [
+        (FUTURES, TRADES, "/fapi/v1/aggTrades", {}, 1, 1000),
+        (SPOT, OF_SPOT, "/api/v3/aggTrades", {}, 1000, 1000),
+        (SPOT, OF_SPOT + "&timeUnit=MICROSECOND", "/api/v3/aggTrades", MICROSECONDS, 1, 1_000_000),
+    ],
+)
 async def test_the_venues_clock_is_off_in_streams_and_in_the_rest_rows_of_the_same_trades(
-    talk: Any, skew_s: float
+    talk: Any, venue: str, stream: str, path: str, headers: dict[str, str], unit: int, per_s: int, skew_s: float
 ) -> None:
     async with (
         an_exchange(Fault(kind="clock_skew", at_s=0.5, for_s=0.5, skew_s=skew_s)) as exchange,
-        talk.listening(exchange.ws_url + TRADES) as socket,
+        talk.listening(exchange.ws_url + stream) as socket,
     ):
         told = {}
         while len(exchange.faults.done) < 2:  # it begins, it ends
             told |= await _a_trade(talk, socket)
-        last = json.loads(exchange.market.sent(FUTURES, "aggTrade", "BTCUSDT")[-1])["a"]
+        last = json.loads(exchange.market.sent(venue, "aggTrade", "BTCUSDT")[-1])["a"]
         while last + 100 not in told:
             told |= await _a_trade(talk, socket)
-        trades = [json.loads(each) for each in exchange.market.sent(FUTURES, "aggTrade", "BTCUSDT")]
-        true = {each["a"]: each["T"] for each in trades}
+        trades = [json.loads(each) for each in exchange.market.sent(venue, "aggTrade", "BTCUSDT")]
+        true = {each["a"]: each["T"] // unit for each in trades}
         by_rest, next_id = {}, min(told)
         while next_id <= max(told):
-            _, rows, _ = await talk.got(
-                exchange.rest_url + "/fapi/v1/aggTrades", symbol="BTCUSDT", fromId=next_id, limit=1000
-            )
+            query = {"symbol": "BTCUSDT", "fromId": next_id, "limit": 1000}
+            _, rows, _ = await talk.got(exchange.rest_url + path, headers=headers, **query)
             by_rest |= {row["a"]: row["T"] for row in rows}
             next_id = rows[-1]["a"] + 1
     off = [told[each] - true[each] for each in sorted(told)]
-    assert set(off) == {0, int(skew_s * 1000)}
+    assert set(off) == {0, int(skew_s * per_s)}
     assert off[0] == off[-1] == 0
     assert {each: by_rest[each] for each in told} == told
 

@@ -3,12 +3,15 @@
 import itertools
 import json
 from collections import Counter
+from typing import Any
 
 import pytest
 
 from crypto_lake.config import FUTURES, SPOT
 from crypto_lake.simulator import Frame, GeneratedMarket
 from crypto_lake.simulator.market import Question
+from crypto_lake.simulator.payloads import in_milliseconds
+from crypto_lake.simulator.rest import ENDPOINTS
 
 START_MS = 1_790_000_000_000
 
@@ -147,8 +150,60 @@ def test_every_payload_is_json_with_the_time_of_the_market_clock() -> None:
     for frame in played(market, 5_000):
         event = json.loads(frame.payload)
         for row in event if isinstance(event, list) else [event]:
-            assert row.get("E", frame.time_ms) == frame.time_ms
+            event_ms = row.get("E", 0) // (1000 if frame.venue == SPOT else 1)
+            assert event_ms == frame.time_ms or "E" not in row
             assert START_MS <= frame.time_ms <= market.clock_ms
+
+
+@pytest.mark.parametrize("rate", [50, 20_000])
+def test_spot_trades_have_microseconds_that_never_fall_while_the_ids_rise(rate: int) -> None:
+    market = a_market(rate=rate, mix={"aggTrade": 1}, record=True, futures=("BTCUSDT",), spot=("BTCUSDT",))
+    played(market, 20_000)
+    for kind, identity in (("aggTrade", "a"), ("trade", "t")):
+        spot = [json.loads(each) for each in market.sent(SPOT, kind)]
+        times = [each["T"] for each in sorted(spot, key=lambda each: each[identity])]
+        assert times == sorted(times)
+        assert len({time % 1000 for time in times}) > 500
+        assert all(0 < each["E"] - each["T"] < 10_000 for each in spot)
+        futures = [json.loads(each) for each in market.sent(FUTURES, kind)]
+        assert {len(str(each[name])) for each in futures for name in "ET"} == {13}
+    # The parts of one order trade in one instant, and where there is room no two orders do.
+    orders = [json.loads(each)["T"] for each in market.sent(SPOT, "aggTrade")]
+    assert set(orders) == {json.loads(each)["T"] for each in market.sent(SPOT, "trade")}
+    assert len(set(orders)) == len(orders) or rate > 1_000
+
+
+def floored(value: Any, name: str = "") -> Any:
+    """What has microseconds in milliseconds; read with json and by the names and places that the venue documents."""
+    if isinstance(value, dict):
+        return {name: floored(each, name) for name, each in value.items()}
+    if isinstance(value, list) and len(value) == 12 and isinstance(value[0], int):  # a kline
+        return [each // 1000 if place in (0, 6) else each for place, each in enumerate(value)]
+    if isinstance(value, list):
+        return [floored(each) for each in value]
+    is_time = name in ("E", "T", "O", "C", "time", "openTime", "closeTime", "serverTime") or (
+        name == "t" and value > 10**15
+    )
+    return value // 1000 if is_time else value
+
+
+async def test_in_milliseconds_a_message_of_spot_is_the_same_but_for_its_times() -> None:
+    market, kinds = a_market(rate=100), set()
+    for frame in played(market, 10_000):
+        if frame.venue == SPOT:
+            kinds.add(frame.stream.rpartition("@")[2])
+            coarse = json.loads(in_milliseconds(frame.payload))
+            assert coarse == floored(json.loads(frame.payload))
+    assert kinds == {
+        *("aggTrade", "trade", "depth", "depth5", "depth10", "depth20", "bookTicker", "ticker", "miniTicker"),
+        *("kline_1m", "arr"),
+    }
+    changed = set()
+    for endpoint in {each.name for each in ENDPOINTS.values() if each.venue == SPOT} - {"ping", "time"}:
+        body = await market.answer(Question(SPOT, endpoint, ("BTCUSDT",), is_list=False, limit=100, interval="1m"))
+        assert json.loads(in_milliseconds(body)) == floored(json.loads(body))
+        changed |= {endpoint} if in_milliseconds(body) != body else set()
+    assert changed == {"aggTrades", "trades", "klines", "ticker/24hr", "exchangeInfo"}
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_gives_others() -> None:

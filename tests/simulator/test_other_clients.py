@@ -16,6 +16,7 @@ with warnings.catch_warnings():
 
 from crypto_lake.config import FUTURES, SPOT
 from crypto_lake.simulator import GeneratedMarket, Simulator
+from crypto_lake.simulator.payloads import in_milliseconds
 
 
 @pytest.fixture
@@ -36,8 +37,10 @@ async def python_binance(exchange: Simulator, monkeypatch: pytest.MonkeyPatch) -
 
 
 def sent(exchange: Simulator, venue: str, kind: str, symbol: str | None = None) -> list[Any]:
+    """As it is told to who asks for nothing."""
     assert isinstance(exchange.market, GeneratedMarket)
-    return [json.loads(each) for each in exchange.market.sent(venue, kind, symbol)]
+    payloads = exchange.market.sent(venue, kind, symbol)
+    return [json.loads(in_milliseconds(each) if venue == SPOT else each) for each in payloads]
 
 
 async def test_python_binance_reads_rest(python_binance: AsyncClient, exchange: Simulator) -> None:
@@ -74,6 +77,25 @@ async def test_python_binance_reads_the_streams(talk: Any, python_binance: Async
         truth = sent(exchange, venue, kind, "BTCUSDT")
         start = truth.index(payloads[0])
         assert payloads == truth[start : start + 3], (venue, kind)
+
+
+async def test_python_binance_asks_spot_for_microseconds_and_gets_them(
+    talk: Any, python_binance: AsyncClient, exchange: Simulator
+) -> None:
+    assert isinstance(exchange.market, GeneratedMarket)
+    client = await AsyncClient.create(time_unit="MICROSECOND")
+    try:
+        async with BinanceSocketManager(client).aggtrade_socket("BTCUSDT") as stream:
+            heard = [await talk.patiently(stream.recv()) for _ in range(3)]
+        rows = await client.get_aggregate_trades(symbol="BTCUSDT", fromId=heard[0]["a"], limit=3)
+        coarse = await python_binance.get_aggregate_trades(symbol="BTCUSDT", fromId=heard[0]["a"], limit=3)
+    finally:
+        await client.close_connection()
+    truth = [json.loads(each) for each in exchange.market.sent(SPOT, "aggTrade")]
+    start = truth.index(heard[0])
+    assert heard == truth[start : start + 3]
+    assert [row["T"] for row in rows] == [each["T"] for each in heard]
+    assert [row["T"] for row in coarse] == [each["T"] // 1000 for each in heard]
 
 
 async def test_python_binance_sees_coin_m_among_all_tickers(

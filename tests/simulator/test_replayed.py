@@ -89,6 +89,27 @@ async def test_a_stream_is_delivered_under_the_name_that_was_asked_for(talk: Any
         assert [await talk.received(socket) for _ in payloads] == [wrapped("btcusdt@depth@100ms", p) for p in payloads]
 
 
+@pytest.mark.parametrize(
+    ("recorded", "asked", "heard"),
+    [
+        (1_790_000_000_123, "MICROSECOND", 1_790_000_000_123),
+        (1_790_000_000_123, "MILLISECOND", 1_790_000_000_123),
+        (1_790_000_000_123_456, "MICROSECOND", 1_790_000_000_123_456),
+        (1_790_000_000_123_456, "MILLISECOND", 1_790_000_000_123),
+    ],
+)
+async def test_microseconds_are_replayed_where_they_were_recorded(
+    talk: Any, tmp_path: Path, recorded: int, asked: str, heard: int
+) -> None:
+    trade = b'{"e":"trade","E":%d,"s":"BTCUSDT","t":5000000000,"p":"1.50","q":"1","T":%d,"m":true,"M":true}'
+    path = capture(tmp_path / "c", [(1, wrapped("btcusdt@trade", trade % (recorded, recorded)))])
+    async with (
+        Simulator(ReplayedMarket(path, speed=0)) as exchange,
+        talk.listening(f"{exchange.ws_url}/ws/btcusdt@trade?timeUnit={asked}") as socket,
+    ):
+        assert await talk.received(socket) == trade % (heard, heard)
+
+
 async def test_the_replay_waits_for_a_listener_to_every_kind(talk: Any, tmp_path: Path) -> None:
     trade = b'{"e":"aggTrade","E":1,"a":1,"s":"BTCUSDT","p":"1.5","q":"1","f":1,"l":1,"T":1,"m":true}'
     path = capture(tmp_path / "c", [(1, depth(1)), (2, trade), (3, depth(2))])  # raw messages, no envelope

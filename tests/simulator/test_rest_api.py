@@ -92,25 +92,44 @@ async def test_a_wrong_request_gets_the_venue_s_code(talk: Any, path: str, query
     assert (status, body["code"]) == (400, code)
 
 
-@pytest.mark.parametrize(("venue", "path"), [(FUTURES, "/fapi/v1/aggTrades"), (SPOT, "/api/v3/aggTrades")])
-async def test_paging_by_id_gives_every_aggregate_trade_once(talk: Any, venue: str, path: str) -> None:
+MICROSECONDS = {"X-MBX-TIME-UNIT": "MICROSECOND"}
+
+
+@pytest.mark.parametrize(
+    ("venue", "path", "headers", "unit"),
+    [
+        (FUTURES, "/fapi/v1/aggTrades", {}, 1),
+        (FUTURES, "/fapi/v1/aggTrades", MICROSECONDS, 1),
+        (SPOT, "/api/v3/aggTrades", {}, 1000),
+        (SPOT, "/api/v3/aggTrades", MICROSECONDS, 1),
+    ],
+)
+async def test_paging_by_id_gives_every_aggregate_trade_once(
+    talk: Any, venue: str, path: str, headers: dict[str, str], unit: int
+) -> None:
     market = a_market(30_000)
     truth = [json.loads(each) for each in market.sent(venue, "aggTrade", "BTCUSDT")]
+    for each in truth:
+        each["T"] //= unit
     async with Simulator(market) as exchange:
         rows, next_id = [], truth[0]["a"]
         while True:
-            _, page, _ = await talk.got(exchange.rest_url + path, symbol="BTCUSDT", fromId=next_id, limit=700)
+            query = {"symbol": "BTCUSDT", "fromId": next_id, "limit": 700}
+            _, page, _ = await talk.got(exchange.rest_url + path, headers=headers, **query)
             rows += page
             if len(page) < 700:
                 break
             next_id = page[-1]["a"] + 1
         _, latest, _ = await talk.got(exchange.rest_url + path, symbol="BTCUSDT", limit=5)
         window = {"startTime": truth[10]["T"], "endTime": truth[40]["T"]}
-        _, between, _ = await talk.got(exchange.rest_url + path, symbol="BTCUSDT", **window)
+        _, between, _ = await talk.got(exchange.rest_url + path, headers=headers, symbol="BTCUSDT", **window)
     keys = ("a", "p", "q", "f", "l", "T", "m")
     assert [[row[k] for k in keys] for row in rows] == [[each[k] for k in keys] for each in truth]
     assert [row["a"] for row in latest] == [each["a"] for each in truth[-5:]]
-    assert between == [row for row in rows if window["startTime"] <= row["T"] <= window["endTime"]]
+    # A window in microseconds is one of whole milliseconds here.
+    fine = 1000 if truth[0]["T"] > 10**15 else 1
+    first, last = window["startTime"] // fine, window["endTime"] // fine
+    assert between == [row for row in rows if first <= row["T"] // fine <= last]
     assert ("nq" in rows[0]) == (venue == FUTURES)
 
 
@@ -166,6 +185,24 @@ async def test_a_snapshot_fetched_amid_the_stream_fits_into_it(talk: Any, depth:
             event = await talk.heard(socket)
         assert event["U"] <= identity <= event["u"] or event.get("pu") == identity
         assert ("T" in snapshot) == path.startswith("/fapi")
+
+
+async def test_only_spot_tells_microseconds_and_only_to_who_asks(talk: Any) -> None:
+    async with Simulator(a_market()) as exchange:
+        digits = {}
+        for venue, prefix in ((FUTURES, "/fapi/v1"), (SPOT, "/api/v3")):
+            for unit in ("", "MILLISECOND", "microsecond", "MICROSECOND"):
+                headers = {"x-mbx-time-unit": unit} if unit else {}
+                _, time, _ = await talk.got(f"{exchange.rest_url}{prefix}/time", headers=headers)
+                _, listed, _ = await talk.got(f"{exchange.rest_url}{prefix}/exchangeInfo", headers=headers)
+                _, (row,), _ = await talk.got(
+                    f"{exchange.rest_url}{prefix}/klines", headers=headers, symbol="BTCUSDT", interval="1m", limit=1
+                )
+                times = (time["serverTime"], listed["serverTime"], row[0], row[6])
+                digits[venue, unit] = {len(str(each)) for each in times}
+                assert str(row[6]).endswith("999")
+    fine = {(SPOT, "MICROSECOND"), (SPOT, "microsecond")}
+    assert digits == {key: {16} if key in fine else {13} for key in digits}
 
 
 async def test_every_endpoint_answers(talk: Any) -> None:

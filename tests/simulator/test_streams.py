@@ -35,6 +35,49 @@ async def test_a_raw_stream_is_the_payload_alone(talk: Any, exchange: Simulator)
     assert set(messages) <= sent
 
 
+@pytest.mark.parametrize("name", ["btcusdt@aggTrade", "btcusdt@trade", "btcusdt@depth", "!miniTicker@arr"])
+@pytest.mark.parametrize(
+    "form",
+    ["/ws/{name}?timeUnit={unit}", "/stream?streams={name}&timeUnit={unit}", "/stream?timeUnit={unit}&streams={name}"],
+)
+async def test_a_connection_of_spot_hears_the_unit_that_it_asked_for(
+    talk: Any, exchange: Simulator, name: str, form: str
+) -> None:
+    plain = exchange.ws_url + form.format(name=name, unit="MILLISECOND")
+    async with (
+        talk.listening(plain) as coarse,
+        talk.listening(plain.replace("MILLISECOND", "MICROSECOND")) as fine,
+        talk.listening(plain.replace("MILLISECOND", "microsecond")) as also_fine,
+        talk.listening(exchange.ws_url + f"/ws/{name}") as unasked,
+    ):
+        heard = [[await _events(talk, socket) for _ in range(20)] for socket in (coarse, fine, also_fine, unasked)]
+        sent = exchange.market.sent(SPOT, name.removeprefix("btcusdt@"))
+    truth = _flat([json.loads(each) for each in sent])
+    for events, unit in zip(map(_flat, heard), (1000, 1, 1, 1000), strict=True):
+        assert {len(str(each["E"])) for each in events} == {13 if unit == 1000 else 16}
+        told = [{**each, **{key: each[key] // unit for key in ("E", "T") if key in each}} for each in truth]
+        at = told.index(events[0])
+        assert events == told[at : at + len(events)]
+
+
+async def test_futures_know_no_microseconds(talk: Any, exchange: Simulator) -> None:
+    path = "/market/stream?streams=btcusdt@aggTrade&timeUnit=MICROSECOND"
+    async with talk.listening(exchange.ws_url + path) as socket:
+        (event,) = await _events(talk, socket)
+    assert {len(str(event[key])) for key in ("E", "T")} == {13}
+
+
+async def _events(talk: Any, socket: Any) -> list[dict[str, Any]]:
+    """The events of the next message, without its envelope."""
+    message = await talk.heard(socket)
+    data = message.get("data", message) if isinstance(message, dict) else message
+    return data if isinstance(data, list) else [data]
+
+
+def _flat(messages: list[Any]) -> list[dict[str, Any]]:
+    return [event for each in messages for event in (each if isinstance(each, list) else [each])]
+
+
 @pytest.mark.parametrize(
     ("path", "silent"),
     [
@@ -237,7 +280,7 @@ async def test_a_total_finishes_and_everything_of_it_was_delivered(talk: Any) ->
     market = GeneratedMarket(rate=5_000, total=10_000, with_others=False, record=True)
     async with (
         Simulator(market) as exchange,
-        talk.listening(exchange.ws_url + "/stream?streams=btcusdt@depth") as socket,
+        talk.listening(exchange.ws_url + "/stream?streams=btcusdt@depth&timeUnit=MICROSECOND") as socket,
     ):
         first = await talk.received(socket)
         await talk.patiently(exchange.finished)
