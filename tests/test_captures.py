@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from deltalake import DeltaTable
 
 from crypto_lake.query import read
 from crypto_lake.simulator import ReplayedMarket, Simulator
@@ -159,7 +160,7 @@ async def test_one_line_of_depth_removed_is_one_gap_with_its_ids_and_a_new_book(
 
 def behind(daemon: Any, update_id: int) -> bool:
     """Whether the table has a snapshot of the book from behind the hole."""
-    if not (daemon.root / "depth").exists():
+    if not DeltaTable.is_deltatable(str(daemon.root / "depth")):
         return False
     books = read("depth", root=str(daemon.root), is_snapshot=True).collect()
     return bool((books["final_update_id"] >= update_id).any())
