@@ -37,16 +37,62 @@ def wanted_of(
     interval = "" if not intervals else timeframe if dataset == "bar" else intervals[0]
     if intervals and interval not in intervals:
         raise ConfigError(f"there are no files of {timeframe} bars on {market}{nearest(timeframe, intervals)}")
-    names = tuple(dict.fromkeys(part.strip() for part in symbols.split(",") if part.strip()))
+    first, last = _days(start, end, today)
+    return Wanted(asked, venue, _symbols(symbols), interval, first, last)
+
+
+def _symbols(text: str) -> tuple[str, ...]:
+    """The symbols of a list with commas, each once; none for all."""
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if names == (EVERY,):
+        return ()
     if not names:
         raise ConfigError("--symbols: name at least one symbol, or all")
-    since, until = span(start, end or (today - DAY).isoformat())
-    assert since is not None
-    assert until is not None
-    first, last = max(since.date(), FIRST_DAY), min((until - DAY).date(), today)
+    if EVERY in names:
+        raise ConfigError(f"--symbols {text}: either all, or names")
+    for name in names:
+        _check_symbol(name)
+    return names
+
+
+def _check_symbol(name: str) -> None:
+    if ":" in name:
+        raise ConfigError(
+            f"--symbols {name}: write {name.rpartition(':')[2]} alone; the venue is --market {', '.join(MARKETS)}"
+        )
+    if name != name.upper():
+        raise ConfigError(f"--symbols {name}: symbols are written as the venue writes them: {name.upper()}")
+    if any(not each.isprintable() or each.isspace() or each in "/\\?#%" for each in name) or not name.strip("."):
+        raise ConfigError(f"--symbols {name!r}: that is no symbol; BTCUSDT is one, and BTCUSD_PERP on cm")
+
+
+def _days(start: str, end: str | None, today: date) -> tuple[date, date]:
+    """The first day and the last one; of what is yet to come nothing, and nothing of before the venue began."""
+    first = _limits("--start", start)[0]
+    last = today - DAY if end is None else _limits("--end", end)[1]
+    if first > today:
+        raise ConfigError(f"--start {start}: that is yet to come; today is {today} (UTC)")
+    if first > last and end is None:
+        raise ConfigError(f"--start {start}: the files of a day come on the next one; today is {today} (UTC)")
     if first > last:
-        raise ConfigError(f"--start {start}: there is nothing from then to {last}")
-    return Wanted(asked, venue, () if names == (EVERY,) else names, interval, first, last)
+        raise ConfigError(f"--start {start} is after --end {end}")
+    if last < FIRST_DAY:
+        raise ConfigError(f"--end {end}: Binance began on {FIRST_DAY}")
+    return max(first, FIRST_DAY), min(last, today)
+
+
+def _limits(option: str, text: str) -> tuple[date, date]:
+    """The first and the last day of what a text names."""
+    form = f"{option} {text}: write a day (2024-01-15) or a month (2024-01)"
+    try:
+        since, behind = span(text, text)
+    except ConfigError:
+        raise ConfigError(form) from None
+    assert since is not None
+    assert behind is not None
+    if behind - since < DAY:
+        raise ConfigError(form)
+    return since.date(), (behind - DAY).date()
 
 
 def _venue(market: str) -> str:

@@ -8,12 +8,12 @@ import asyncio
 import contextlib
 import shutil
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import polars as pl
 import structlog
@@ -21,8 +21,8 @@ import structlog
 from crypto_lake.backfill.certify import certified, certify
 from crypto_lake.backfill.facts import facts_of
 from crypto_lake.backfill.findings import Differences, differences
-from crypto_lake.backfill.ingest import Landed, Stopped, Taken, Told, Unfit, ingest, ledger
-from crypto_lake.backfill.plan import Absent, Job, Missing, Wanted, daily, days_in, jobs
+from crypto_lake.backfill.ingest import Gone, Landed, Stopped, Taken, Told, Unfit, enter, ingest, ledger
+from crypto_lake.backfill.plan import Absent, Job, Missing, Wanted, daily, days_in, jobs, lacks
 from crypto_lake.config import ConfigError, Settings
 from crypto_lake.connections import SourceError
 from crypto_lake.connections.objects import Fetched, Objects, checksum_in, discard
@@ -42,16 +42,26 @@ TOGETHER_BYTES: Final = 32_000_000
 TOGETHER_FILES: Final = 100
 # A sum that is wrong may be that of a file which is being replaced: it is looked at once more, at the end.
 LOOKS: Final = 2
+# How soon it is noticed that somebody asks to stop.
+LOOK_EVERY_S: Final = 0.1
+
+Got = TypeVar("Got")
 
 
 class Progress(Protocol):
     """Whoever watches; every method may be called from any thread."""
 
+    def planned(self, days: int) -> None:
+        """So many more days are to be taken; fewer (less than 0) when nothing is published of them."""
+
     def found(self, files: int) -> None:
         """So many more files are to be taken."""
 
+    def sized(self, path: str, size_bytes: int, days: int) -> None:
+        """A file has so many bytes, and is taken for so many days; may be said again and again."""
+
     def fetched(self, count: int) -> None:
-        """So many more bytes came."""
+        """So many more bytes came; fewer (less than 0) when a download began anew."""
 
     def read(self, rows: int) -> None:
         """So many more rows were read."""
@@ -104,9 +114,13 @@ async def backfill(
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Summary:
     """Takes what is wanted and not yet there. Raises `ConfigError`, `SourceError`, `CommitFailed`."""
+    stop = stop or threading.Event()
     if not wanted.symbols:
-        wanted = replace(wanted, symbols=await symbols_of(settings, wanted))
-    run = _Run(settings, wanted, progress, keep_archives, stop or threading.Event(), clock)
+        symbols = await unless(stop, symbols_of(settings, wanted))
+        if symbols is None:
+            return Summary(is_stopped=True)
+        wanted = replace(wanted, symbols=symbols)
+    run = _Run(settings, wanted, progress, keep_archives, stop, clock)
     async with Objects(settings.dumps) as objects:
         return await run.whole(objects, recheck=recheck)
 
@@ -149,6 +163,7 @@ class _Run:
         self.told = Told(progress.read, stop)
         self._known: dict[str, str] = {}
         self._again: list[Job] = []  # sums that were wrong
+        self._unknown: set[tuple[str, date]] = set()  # days about which the venue says nothing that makes sense
         self._looks: dict[str, int] = {}
         self._lacking: dict[str, list[date]] = {}
 
@@ -158,6 +173,7 @@ class _Run:
         entries = await asyncio.to_thread(ledger, self.lake)
         self._known = {path: sha for path, (sha, state) in entries.items() if state == INGESTED}
         missing = await asyncio.to_thread(self._missing)
+        self.progress.planned(sum(len(found.days) for found in missing.values()))
         if recheck:
             await self._take(objects, self._replaced(objects, entries))
         await self._take(objects, jobs(self.wanted, missing, partial(self._ask, objects), self.clock().date()))
@@ -177,18 +193,26 @@ class _Run:
         found: dict[tuple[str, date], Missing] = {}
         for symbol in self.wanted.symbols:
             apps = {month: self.wanted.app(symbol, month) for month in self.wanted.months}
-            marks = marked(table, list(apps.values()))
+            marks = marked(table, [*apps.values(), *map(lacks, apps.values())])
             for month, app in apps.items():
                 here = days_in(marks[app], month)
                 days = [day for day in self.wanted.days(month) if day <= today]
                 left = [day for day in days if not (day in here and (symbol, day) in proofs)]
-                was_taken = self.wanted.file(symbol, "monthly", month).path in self._known
-                found[symbol, month] = Missing(tuple(left), is_spent=was_taken and not here.intersection(left))
+                nowhere = days_in(marks[lacks(app)], month)
+                found[symbol, month] = Missing(tuple(left), is_spent=nowhere.issuperset(left))
                 self.summary.held_days += len(days) - len(left)
         return found
 
     async def _ask(self, objects: Objects, file: File) -> str | None:
-        return await sum_of(objects, file)
+        """The SHA-256 that the venue states of a file; None where it states none that makes sense."""
+        text = await objects.text(file.path + CHECKSUM)
+        try:
+            return None if text is None else checksum_in(text, f"{file.stem}.zip")
+        except SourceError as error:
+            # About this file nothing is known; the others are not concerned.
+            self._unknown |= {(file.symbol, day) for day in file.days}
+            self._give_up(file, f"{file.path}: {error}")
+            return None
 
     async def _replaced(self, objects: Objects, entries: dict[str, tuple[str, str]]) -> AsyncIterator[Job | Absent]:
         """The files in the ledger that are not any more what they were when their rows were taken."""
@@ -205,7 +229,9 @@ class _Run:
             if (now, REPLACED) != (sha256, state):
                 await asyncio.to_thread(self._say, path, now, REPLACED)
             self._known.pop(path, None)
-            yield Job(file, now, tuple(day for day in file.days if self.wanted.first <= day <= self.wanted.last))
+            days = tuple(day for day in file.days if self.wanted.first <= day <= self.wanted.last)
+            self.progress.planned(len(days))
+            yield Job(file, now, days)
 
     def _is_wanted(self, file: File) -> bool:
         wanted = self.wanted
@@ -244,55 +270,70 @@ class _Run:
     async def _fetch_all(
         self, objects: Objects, found: AsyncIterator[Job | Absent], ready: asyncio.Queue[Landed | None]
     ) -> None:
+        await unless(self.stop, self._fetch_each(objects, found, ready))
+        await ready.put(None)
+
+    async def _fetch_each(
+        self, objects: Objects, found: AsyncIterator[Job | Absent], ready: asyncio.Queue[Landed | None]
+    ) -> None:
         room = asyncio.Semaphore(AHEAD)
         async with asyncio.TaskGroup() as group:
             async for job in found:
-                if self.stop.is_set():
-                    break
                 if isinstance(job, Absent):
-                    self.summary.absent.append(job)
+                    self._note_absent(job)
                     continue
-                self.progress.found(1)
+                if job.file.path not in self._looks:
+                    self.progress.found(1)
                 await room.acquire()
                 group.create_task(self._fetch(objects, job, ready)).add_done_callback(lambda _: room.release())
-        await ready.put(None)
+
+    def _note_absent(self, absent: Absent) -> None:
+        self.progress.planned(-len(absent.days))
+        if days := tuple(day for day in absent.days if (absent.symbol, day) not in self._unknown):
+            self.summary.absent.append(Absent(absent.symbol, days))
 
     async def _fetch(self, objects: Objects, job: Job, ready: asyncio.Queue[Landed | None]) -> None:
         try:
-            fetched = await objects.fetch(job.file.path, self._place(job.file), on_bytes=self._came)
-        except Stopped:
-            return
+            landed = await self._landed(objects, job)
         except SourceError as error:
-            self._give_up(job, str(error))
+            self._give_up(job.file, str(error))
             return
+        if landed is not None:
+            await ready.put(landed)
+
+    async def _landed(self, objects: Objects, job: Job) -> Landed | None:
+        """The file of a job; None if it is not what it should be. Raises `SourceError`."""
+        path = job.file.path
+        fetched = await self._come(objects, job.file, len(job.days))
         if fetched is None or fetched.sha256 != job.sha256:
             what = "is not there any more" if fetched is None else f"has SHA-256 {fetched.sha256}"
-            await self._spoilt(job, f"{job.file.path} {what}, and its .CHECKSUM says {job.sha256}")
-            return
-        beside = None
-        if (other := self.wanted.archive.beside) is not None:
-            beside = await self._fetch_beside(objects, job.file.of(other))
+            await self._spoilt(job, f"{path} {what}, and its .CHECKSUM says {job.sha256}")
+            return None
+        other = self.wanted.archive.beside
+        beside = None if other is None else await self._fetch_beside(objects, job.file.of(other))
         # Of a file that took another's place the rows may be others under the same keys.
-        await ready.put(Landed(job, fetched, beside, is_compared=job.file.path in self.summary.replaced))
+        return Landed(job, fetched, beside, is_compared=path in self.summary.replaced)
 
     async def _fetch_beside(self, objects: Objects, file: File) -> Fetched | None:
-        """The file that knows more of the same rows; without it they are still rows."""
-        sha256 = await self._ask(objects, file)
-        if sha256 is None:
-            return None
-        fetched = await objects.fetch(file.path, self._place(file), on_bytes=self._came)
-        return fetched if fetched and fetched.sha256 == sha256 else None
+        """The file that knows more of the same rows; where none is published they are still rows."""
+        sha256 = await sum_of(objects, file)
+        fetched = None if sha256 is None else await self._come(objects, file)
+        if fetched is None or fetched.sha256 == sha256:
+            return fetched
+        discard(fetched.path)
+        raise SourceError(f"{file.path} has SHA-256 {fetched.sha256}, and its .CHECKSUM says {sha256}")
 
-    def _came(self, count: int) -> None:
-        if self.stop.is_set():
-            raise Stopped
-        self.progress.fetched(count)
+    async def _come(self, objects: Objects, file: File, days: int = 0) -> Fetched | None:
+        def on_size(size_bytes: int) -> None:
+            self.progress.sized(file.path, size_bytes, days)
 
-    def _give_up(self, job: Job, reason: str) -> None:
+        return await objects.fetch(file.path, self._place(file), on_bytes=self.progress.fetched, on_size=on_size)
+
+    def _give_up(self, file: File, reason: str) -> None:
         """This file did not come; others may."""
-        log.error("dump_not_fetched", path=job.file.path, reason=reason)
-        self.summary.wrong.append(Wrong(job.file.path, reason))
-        self.progress.done(job.file.path, "failed", reason)
+        log.error("dump_not_fetched", path=file.path, reason=reason)
+        self.summary.wrong.append(Wrong(file.path, reason))
+        self.progress.done(file.path, "failed", reason)
 
     async def _spoilt(self, job: Job, reason: str) -> None:
         """Once more at the end; then it is put aside."""
@@ -300,21 +341,27 @@ class _Run:
         self._looks[path] = self._looks.get(path, 0) + 1
         if self._looks[path] < LOOKS:
             log.warning("dump_spoilt", path=path, reason=reason)
+            if place.exists():
+                self.progress.fetched(-place.stat().st_size)
             discard(place)
             self._again.append(job)
             return
         log.error("dump_quarantined", path=path, reason=reason)
-        await asyncio.to_thread(self._quarantine, place, path)
+        if aside := await asyncio.to_thread(self._quarantine, place, path):
+            reason = f"{reason}; put aside as {aside}"
         await asyncio.to_thread(self._say, path, job.sha256, QUARANTINED)
         self.summary.wrong.append(Wrong(path, reason))
         self.progress.done(path, QUARANTINED, reason)
 
-    def _quarantine(self, place: Path, path: str) -> None:
-        if place.exists():
-            target = self.settings.state / "quarantine" / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(place, target)
-            discard(place)
+    def _quarantine(self, place: Path, path: str) -> Path | None:
+        """Where it is put; None if there is nothing to put aside."""
+        if not place.exists():
+            return None
+        target = self.settings.state / "quarantine" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(place, target)
+        discard(place)
+        return target
 
     def _place(self, file: File) -> Path:
         return self.settings.landing / file.path
@@ -339,18 +386,34 @@ class _Run:
                 taken = await asyncio.to_thread(self._ingest, batch)
             except Unfit as unfit:
                 batch = [each for each in batch if each is not unfit.landed]
-                await self._spoilt(unfit.landed.job, str(unfit))
+                if isinstance(unfit, Gone):
+                    await self._lost(unfit.landed.job)
+                else:
+                    await self._spoilt(unfit.landed.job, str(unfit))
                 continue
             except Stopped:
                 return
             self._count(batch, taken)
-            self._clean(batch)
             return
+
+    async def _lost(self, job: Job) -> None:
+        """Another backfill had the archive and removed it: all is done, or it is fetched once more at the end."""
+        path, symbol = job.file.path, job.file.symbol
+        proofs = await asyncio.to_thread(certified, self.lake, self.wanted.dataset, self.wanted.venue)
+        # Of a file that took another's place we have said so in the ledger, maybe after the other was done.
+        if path not in self.summary.replaced and all(proofs.get((symbol, day)) == job.sha256 for day in job.days):
+            self.progress.done(path, INGESTED, "taken by another backfill")
+            return
+        self._looks.setdefault(path, 0)
+        self._again.append(job)
 
     def _ingest(self, batch: Sequence[Landed]) -> list[Taken]:
         now = self.clock()
         taken = ingest(self.lake, self.wanted, batch, known=self._known, now=now, told=self.told)
+        # Before the certificates: days that have theirs are not looked at again, nor is what lies there for them.
+        self._clean(batch)
         rows = certify(self.lake, self.wanted.dataset, facts_of(taken), now=now)
+        enter(self.lake, [each for each in taken if each.landed.is_compared], self._known, now=now)
         for verdict, count in rows["verdict"].value_counts().iter_rows():
             self.summary.verdicts[verdict] = self.summary.verdicts.get(verdict, 0) + count
         return taken
@@ -369,6 +432,7 @@ class _Run:
             summary.days += len(each.done)
             summary.compared += self._differences(each)
             if each.lacking:
+                self.progress.planned(len(each.lacking))
                 summary.short.append(path)
                 self._lacking.setdefault(each.job.file.symbol, []).extend(each.lacking)
             self.progress.done(path, INGESTED, f"{each.rows:,} rows, {each.added:,} new")
@@ -393,6 +457,21 @@ class _Run:
         now = self.clock()
         row = {"path": path, "sha256": sha256, "state": state, "state_time": now, "date": now.date()}
         self.lake.add(DUMP_FILE, pl.DataFrame([row], schema=DUMP_FILE.schema))
+
+
+async def unless(stop: threading.Event, work: Coroutine[Any, Any, Got]) -> Got | None:
+    """What the work comes to; None when somebody asks to stop before it is done, which cancels it."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not task.done():
+            if stop.is_set():
+                task.cancel()
+            await asyncio.wait([task], timeout=LOOK_EVERY_S)
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.wait([task])
+        raise
+    return None if task.cancelled() else task.result()
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -2,24 +2,32 @@
 
 from datetime import date, datetime
 from functools import cache
+from typing import Final
 
 import polars as pl
 
 from crypto_lake.backfill.plan import days_in, mark_name
 from crypto_lake.backfill.settle import IsTaken, settle
 from crypto_lake.models import Dataset
+from crypto_lake.models.bucket import DAY
 from crypto_lake.models.coverage import COVERAGE
 from crypto_lake.models.gap import GAP
 from crypto_lake.query.coverage import coverage, held_runs
+from crypto_lake.query.held import ON_DAY
+from crypto_lake.query.source import find
 from crypto_lake.writers.bulk import marked
 from crypto_lake.writers.delta import Lake
+
+# What a certificate says besides what the archive says.
+JUDGED: Final = ("missing_rows", "verdict")
 
 
 def certify(lake: Lake, dataset: Dataset, facts: pl.DataFrame, *, now: datetime) -> pl.DataFrame:
     """Settles the holes of the days in `facts` (columns `query.coverage.FACTS`, of one venue), and certifies them.
 
-    Returns the rows that it appends to `coverage`. Made again after a crash it changes no state; a day only has one
-    more row for one more look.
+    Returns the rows that it appends to `coverage` about these days; the days beside them get a new certificate when
+    theirs is not true any more. Made again after a crash it changes no state; a day only has one more row for one more
+    look.
     """
     if facts.is_empty():
         return pl.DataFrame(schema=COVERAGE.schema)
@@ -29,10 +37,28 @@ def certify(lake: Lake, dataset: Dataset, facts: pl.DataFrame, *, now: datetime)
     held = held_runs(lake.root, dataset, symbols=sorted(days), start=first, end=last).filter(pl.col("venue") == venue)
     is_taken = _by_marks(lake, dataset, venue)
     lake.add(GAP, settle(lake.root, dataset, held, venue=venue, days=days, is_taken=is_taken, now=now))
-    seen = coverage(dataset.name, symbols=sorted(days), start=first, end=last, root=lake.root, now=now, facts=facts)
-    rows = seen.join(facts, on=["venue", "symbol", "date"], how="semi")
-    lake.add(COVERAGE, rows)
+    near = first - DAY, last + DAY
+    seen = coverage(
+        dataset.name, symbols=sorted(days), start=near[0], end=near[1], root=lake.root, now=now, facts=facts
+    )
+    rows = seen.join(facts, on=ON_DAY, how="semi")
+    lake.add(COVERAGE, pl.concat([rows, _outdated(lake, seen.join(facts, on=ON_DAY, how="anti"), near)]))
     return rows
+
+
+def _outdated(lake: Lake, seen: pl.DataFrame, near: tuple[date, date]) -> pl.DataFrame:
+    """Of days as they are now those whose certificate says something else.
+
+    A hole at midnight is not to be seen before the day on its other side has come.
+    """
+    source = find(lake.root, COVERAGE)
+    if source is None:
+        return seen.clear()
+    of_day = [*ON_DAY, "dataset"]
+    noted = source.scan(*near).drop_nulls("dump_sha256").select(*of_day, *JUDGED, "checked_time").collect()
+    newest = noted.sort("checked_time").unique(of_day, keep="last").drop("checked_time")
+    others = seen.join(newest, on=of_day, how="semi")
+    return others.join(newest, on=newest.columns, how="anti", nulls_equal=True)
 
 
 def _days(facts: pl.DataFrame) -> dict[str, set[date]]:

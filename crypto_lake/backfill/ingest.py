@@ -1,9 +1,14 @@
 """Archives into their table: read in pieces, shaped and checked like live rows, and committed with their marks."""
 
+import fcntl
+import glob
 import itertools
+import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
@@ -11,8 +16,8 @@ from typing import Any, Final
 
 import polars as pl
 
-from crypto_lake.backfill.findings import note_all
-from crypto_lake.backfill.plan import Job, Wanted, bits
+from crypto_lake.backfill.findings import note_all, say_once
+from crypto_lake.backfill.plan import Job, Wanted, bits, lacks
 from crypto_lake.backfill.unpack import Damaged, pieces
 from crypto_lake.connections.objects import Fetched
 from crypto_lake.models import Dataset
@@ -26,9 +31,9 @@ from crypto_lake.processors.decode import Refused
 from crypto_lake.processors.delimited import Layout, Misfit
 from crypto_lake.processors.quality import Checks
 from crypto_lake.processors.shape import Finding, finding_rows, rejected_rows, shape
-from crypto_lake.writers import CommitConflict
+from crypto_lake.writers import CommitConflict, CommitFailed
 from crypto_lake.writers.bulk import Bulk, Mark
-from crypto_lake.writers.delta import Lake
+from crypto_lake.writers.delta import Lake, reason
 
 # Somebody who adds the very same rows is met again and again only when something is wrong.
 CONFLICTS: Final = 10
@@ -54,6 +59,10 @@ class Unfit(Exception):
     def __init__(self, landed: "Landed", reason: str) -> None:
         super().__init__(reason)
         self.landed = landed
+
+
+class Gone(Unfit):
+    """An archive is not where it was: another backfill has taken it, and removed it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +111,18 @@ class Day:
 class Taken:
     """What became of an archive."""
 
-    job: Job
+    landed: Landed
     rows: int = 0  # lines that are rows, with repetitions
     first_time: datetime | None = None
     last_time: datetime | None = None
     days: dict[date, Day] = field(default_factory=dict)
     refused: list[Refused] = field(default_factory=list)
     findings: list[pl.DataFrame] = field(default_factory=list)
+
+    @property
+    def job(self) -> Job:
+        """What it was fetched for."""
+        return self.landed.job
 
     @property
     def lacking(self) -> list[date]:
@@ -153,6 +167,7 @@ def ingest(
     `Stopped`, `CommitFailed`; nothing is in the tables then, but maybe words about it.
     """
     mixed: set[str] = set()
+    known = dict(known)
     for _ in range(CONFLICTS + len(landed)):
         bulk = Bulk(lake, wanted.dataset)
         try:
@@ -161,15 +176,15 @@ def ingest(
             _note(lake, wanted.dataset, taken, now)
             if are_noted:
                 note_all(lake, wanted.dataset, taken, now=now)
-            # Of days that are marked already the mark says nothing of these rows: the ledger speaks after them.
-            _enter(lake, [each for each in landed if not each.is_compared], taken, known, now)
+            enter(lake, [each for each in taken if not each.landed.is_compared], known, now=now)
             bulk.commit(_marks(wanted, taken))
-            _enter(lake, [each for each in landed if each.is_compared], taken, known, now)
             return taken
         except CommitConflict:
             continue
         except _Mixed as found:
             mixed.add(found.path)
+        except (OSError, pl.exceptions.PolarsError) as error:  # a disk that is full, of the tables or of what is sorted
+            raise CommitFailed(f"{lake.uri(wanted.dataset)}: {reason(error)}") from error
         finally:
             bulk.discard()
     raise CommitConflict(f"{wanted.dataset.name}: somebody else keeps adding the same rows")
@@ -186,10 +201,13 @@ def _place(landed: Landed) -> tuple[str, date]:
 
 
 def _marks(wanted: Wanted, taken: Iterable[Taken]) -> list[Mark]:
+    """The days that are in now, and those that a month's file lacks: it is not fetched for these again."""
     days: dict[str, set[date]] = {}
     for each in taken:
-        for day in each.done:
-            days.setdefault(wanted.app(each.job.file.symbol, day.replace(day=1)), set()).add(day)
+        app = wanted.app(each.job.file.symbol, each.job.file.first.replace(day=1))
+        for name, some in ((app, each.done), (lacks(app), each.lacking)):
+            if some:
+                days.setdefault(name, set()).update(some)
     return [Mark(app, bits(found)) for app, found in days.items()]
 
 
@@ -198,19 +216,20 @@ def _note(lake: Lake, dataset: Dataset, taken: Sequence[Taken], now: datetime) -
     now_us = int(now.timestamp() * 1e6)
     for each in taken:
         guard = {f"dump/{each.job.file.path}": int(each.job.sha256[:15], 16)}
-        lake.append_once(REJECTED, rejected_rows(dataset, each.refused), guard)
+        say_once(lake, REJECTED, rejected_rows(dataset, each.refused), guard)
         short = finding_rows(dataset, list(_short_month(each)), found_us=now_us)
-        lake.append_once(QUALITY, pl.concat([short, *each.findings]), guard)
+        say_once(lake, QUALITY, pl.concat([short, *each.findings]), guard)
 
 
-def _enter(
-    lake: Lake, landed: Sequence[Landed], taken: Sequence[Taken], known: Mapping[str, str], now: datetime
-) -> None:
-    """Into the ledger, what is not there already."""
-    fetched = {each.job.file.path: each.fetched for each in landed}
-    here = [each for each in taken if each.job.file.path in fetched]
-    fresh = [each for each in here if known.get(each.job.file.path) != each.job.sha256]
-    lake.add(DUMP_FILE, _ledger(fresh, fetched, now))
+def enter(lake: Lake, taken: Iterable[Taken], known: dict[str, str], *, now: datetime) -> None:
+    """Into the ledger, what is not in `known`; from then on it is.
+
+    Of days that are marked already the mark says nothing of a file that was compared with them: of such a file the
+    ledger has to speak last, after the certificates. Until it does, the file is to be taken.
+    """
+    fresh = [each for each in taken if known.get(each.job.file.path) != each.job.sha256]
+    lake.add(DUMP_FILE, _ledger(fresh, now))
+    known.update((each.job.file.path, each.job.sha256) for each in fresh)
 
 
 def _short_month(taken: Taken) -> Iterator[Finding]:
@@ -232,12 +251,12 @@ def _short_month(taken: Taken) -> Iterator[Finding]:
         )
 
 
-def _ledger(taken: Sequence[Taken], fetched: Mapping[str, Fetched], now: datetime) -> pl.DataFrame:
+def _ledger(taken: Sequence[Taken], now: datetime) -> pl.DataFrame:
     rows = [
         {
             "path": each.job.file.path,
             "sha256": each.job.sha256,
-            "etag": (got := fetched[each.job.file.path]).etag,
+            "etag": (got := each.landed.fetched).etag,
             "last_modified": got.last_modified,
             "size": got.size,
             "rows": each.rows,
@@ -267,7 +286,7 @@ class _Archive:
         self.bulk, self.landed, self.told = bulk, landed, told
         self.dataset, self.archive, self.file = wanted.dataset, wanted.archive, landed.job.file
         self.now_us = int(now.timestamp() * 1e6)
-        self.taken = Taken(landed.job)
+        self.taken = Taken(landed)
         self._wanted = set(landed.job.days)
         self._held: dict[date, pl.DataFrame] = {}
         self._reached: dict[date, Any] = {}
@@ -283,12 +302,20 @@ class _Archive:
         """Reads it to its end. Raises `Unfit`, and `_Mixed` unless it was told so."""
         self.bulk.speak(**self._words)
         try:
-            for rows in _sorted(self.dataset, self._shaped(), self.taken, self.now_us) if is_mixed else self._rising():
+            for rows in self._sorted() if is_mixed else self._rising():
                 self._add(rows)
             self._compare_rest()
         except (Damaged, Misfit) as error:
             raise Unfit(self.landed, str(error)) from None
+        except FileNotFoundError:
+            if all(each.path.exists() for each in (self.landed.fetched, self.landed.beside) if each):
+                raise
+            raise Gone(self.landed, f"{self.file.stem}.zip is not there any more") from None
         return self.taken
+
+    def _sorted(self) -> Iterator[pl.DataFrame]:
+        with _desk(self.landed.fetched.path) as desk:
+            yield from _sorted(self.dataset, self._shaped(), self.taken, self.now_us, desk)
 
     def _rising(self) -> Iterator[pl.DataFrame]:
         """The rows as they come, as long as they rise: then none comes twice."""
@@ -429,17 +456,41 @@ def _by_day(rows: pl.DataFrame) -> Iterator[tuple[date, pl.DataFrame]]:
         yield day, part
 
 
-def _sorted(dataset: Dataset, batches: Iterable[pl.DataFrame], taken: Taken, now_us: int) -> Iterator[pl.DataFrame]:
+@contextmanager
+def _desk(archive: Path) -> Iterator[Path]:
+    """A folder beside an archive for as long as it is sorted; what killed processes left of theirs goes first."""
+    for left in archive.parent.glob(f"{glob.escape(archive.name)}.sort-*"):
+        with suppress(OSError), _locked(left):  # where it is refused somebody sorts
+            shutil.rmtree(left)
+    temporary = tempfile.TemporaryDirectory(prefix=f"{archive.name}.sort-", dir=archive.parent)
+    with temporary as folder, _locked(Path(folder)):
+        yield Path(folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The kernel lets go of the lock when its holder dies, however it dies. Raises `OSError` when somebody has it."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(opened)
+
+
+def _sorted(
+    dataset: Dataset, batches: Iterable[pl.DataFrame], taken: Taken, now_us: int, desk: Path
+) -> Iterator[pl.DataFrame]:
     """The same rows, each key once, day by day in order; a stretch of a day is held at a time."""
-    with tempfile.TemporaryDirectory(prefix="crypto_lake_sort_") as folder:
-        for number, rows in enumerate(batches):
-            for day, part in _by_day(rows):
-                target = Path(folder) / day.isoformat()
-                target.mkdir(exist_ok=True)
-                part.write_ipc(target / f"{number:06}.arrow", compression="lz4")
-        for target in sorted(Path(folder).iterdir()):
-            for stretch in _stretches(dataset, pl.scan_ipc(target / "*.arrow")):
-                yield _each_once(dataset, stretch, taken, now_us)
+    for number, rows in enumerate(batches):
+        for day, part in _by_day(rows):
+            target = desk / day.isoformat()
+            target.mkdir(exist_ok=True)
+            part.write_ipc(target / f"{number:06}.arrow", compression="lz4")
+    for target in sorted(desk.iterdir()):
+        # The folder's name is the archive's, which may have letters that a pattern is made of.
+        for stretch in _stretches(dataset, pl.scan_ipc(sorted(target.iterdir()))):
+            yield _each_once(dataset, stretch, taken, now_us)
 
 
 def _stretches(dataset: Dataset, rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:

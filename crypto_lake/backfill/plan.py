@@ -81,6 +81,11 @@ def mark_name(venue: str, symbol: str, month: date, interval: str = "") -> str:
     return "/".join(filter(None, ("dump", venue, symbol, f"{month:%Y-%m}", interval)))
 
 
+def lacks(app: str) -> str:
+    """Under which name the table notes which days of a month its own file lacks."""
+    return f"{app}/lacks"
+
+
 def bits(days: Iterable[date]) -> int:
     """Days of one month as bits, the first of the month as the lowest."""
     return sum(1 << (day.day - 1) for day in set(days))

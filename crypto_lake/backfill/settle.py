@@ -1,22 +1,33 @@
 """What new rows mean for the table `gap`: holes that they fill, and holes that they show."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any, Final
 
 import polars as pl
 
 from crypto_lake.models import Dataset
-from crypto_lake.models.gap import FILLED, GAP, OPEN, SEQUENCE, UNFILLABLE
+from crypto_lake.models.gap import FILLED, GAP, NOT_AT_VENUE, OPEN, SEQUENCE, UNFILLABLE
 from crypto_lake.processors.sequence import has_sequence
 from crypto_lake.query.gaps import gaps, missing
 from crypto_lake.query.runs import between, without
 
 DAY: Final = timedelta(days=1)
 
+# Whether the archive of a symbol's day is in the table.
+IsTaken = Callable[[str, date], bool]
+
 
 def settle(
-    root: str, dataset: Dataset, held: pl.DataFrame, *, venue: str, days: dict[str, set[date]], now: datetime
+    root: str,
+    dataset: Dataset,
+    held: pl.DataFrame,
+    *,
+    venue: str,
+    days: dict[str, set[date]],
+    is_taken: IsTaken,
+    now: datetime,
 ) -> pl.DataFrame:
     """Rows of `gap` to append: the new states of holes near these `days` of each symbol, and holes nobody named.
 
@@ -25,21 +36,57 @@ def settle(
     symbols = sorted(days)
     known = gaps(root, dataset.name, venue=venue, symbols=symbols)
     if not has_sequence(dataset):
-        return _states(list(_bright(known, days)), now)
+        return state_rows(list(_bright(known, is_taken)), now)
     open_ones = missing(known).filter(pl.col("symbol").is_in(symbols))
-    changed = [state for hole in open_ones.iter_rows(named=True) for state in _divided(hole, held)]
-    unknown = without(between(held), missing(known))
-    fresh = [_fresh(dataset, hole, now) for hole in unknown.iter_rows(named=True)]
-    return _states([*changed, *fresh], now)
+    lost = _Lost(dataset, is_taken, now)
+    changed = [state for hole in open_ones.iter_rows(named=True) for state in _changed(hole, held, lost)]
+    unknown = without(between(held), missing(known)).iter_rows(named=True)
+    fresh = [lost.given_up(_fresh(dataset, hole)) for hole in unknown if _is_shown(hole, days, is_taken)]
+    return state_rows([*changed, *fresh], now)
 
 
-def _bright(known: pl.DataFrame, days: dict[str, set[date]]) -> Iterator[dict[str, Any]]:
+def _bright(known: pl.DataFrame, is_taken: IsTaken) -> Iterator[dict[str, Any]]:
     """Times without delivery of a dataset without ids, all of whose days are here now."""
     for hole in known.filter(pl.col("state") != FILLED, pl.col("end_time").is_not_null()).iter_rows(named=True):
-        first, last = hole["start_time"].date(), hole["end_time"].date()
-        touched = {first + number * DAY for number in range((last - first).days + 1)}
-        if touched <= days.get(hole["symbol"], set()):
+        if all(is_taken(hole["symbol"], day) for day in _touched(hole)):
             yield hole | {"state": FILLED}
+
+
+def _touched(hole: dict[str, Any]) -> list[date]:
+    first, last = hole["start_time"].date(), hole["end_time"].date()
+    return [first + number * DAY for number in range((last - first).days + 1)]
+
+
+def _is_shown(hole: dict[str, Any], days: dict[str, set[date]], is_taken: IsTaken) -> bool:
+    """Whether a hole is between rows that belong together: of days that nobody asked for nothing is missing."""
+    symbol, touched = hole["symbol"], _touched(hole)
+    here = days[symbol]
+    is_near = touched[0] in here or touched[-1] in here
+    return is_near and all(day in here or is_taken(symbol, day) for day in touched[1:-1])
+
+
+def _changed(hole: dict[str, Any], held: pl.DataFrame, lost: "_Lost") -> list[dict[str, Any]]:
+    """The new states of a known hole, if it has any."""
+    pieces = [lost.given_up(piece) for piece in _divided(hole, held)] or [lost.given_up(hole)]
+    return [] if pieces == [hole] else pieces
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """Knows which holes no road leads to any more: their archives are in, and REST does not reach them."""
+
+    dataset: Dataset
+    is_taken: IsTaken
+    now: datetime
+
+    def given_up(self, hole: dict[str, Any]) -> dict[str, Any]:
+        """The hole; as unfillable when it is lost."""
+        if hole["state"] != OPEN or hole["end_time"] is None:
+            return hole
+        if can_be_asked(self.dataset, hole["venue"], hole["start_time"], self.now):
+            return hole
+        is_lost = all(self.is_taken(hole["symbol"], day) for day in _touched(hole))
+        return hole | {"state": UNFILLABLE} if is_lost else hole
 
 
 def _divided(hole: dict[str, Any], held: pl.DataFrame) -> Iterator[dict[str, Any]]:
@@ -67,12 +114,15 @@ def _divided(hole: dict[str, Any], held: pl.DataFrame) -> Iterator[dict[str, Any
         yield hole | {"first_id": at, "start_time": since}
 
 
-def _fresh(dataset: Dataset, hole: dict[str, Any], now: datetime) -> dict[str, Any]:
-    """A hole that nobody named: the archive lacks these ids too, so REST is what is left."""
-    return hole | {
-        "dataset": dataset.name, "reason": SEQUENCE, "filled_rows": 0,
-        "state": OPEN if can_be_asked(dataset, hole["venue"], hole["start_time"], now) else UNFILLABLE,
-    }  # fmt: skip
+def _fresh(dataset: Dataset, hole: dict[str, Any]) -> dict[str, Any]:
+    """A hole that nobody named."""
+    return hole | {"dataset": dataset.name, "reason": SEQUENCE, "filled_rows": 0, "state": OPEN}
+
+
+def not_at_venue(dataset: Dataset, holes: pl.DataFrame, now: datetime) -> pl.DataFrame:
+    """Rows of `gap` about ids that the venue does not have, as it says itself."""
+    state = {"state": UNFILLABLE, "reason": NOT_AT_VENUE}
+    return state_rows([_fresh(dataset, hole) | state for hole in holes.iter_rows(named=True)], now)
 
 
 def can_be_asked(dataset: Dataset, venue: str, since: datetime, now: datetime) -> bool:
@@ -81,6 +131,7 @@ def can_be_asked(dataset: Dataset, venue: str, since: datetime, now: datetime) -
     return request is not None and (request.reach_s is None or since > now - timedelta(seconds=request.reach_s))
 
 
-def _states(holes: Sequence[dict[str, Any]], now: datetime) -> pl.DataFrame:
+def state_rows(holes: Sequence[dict[str, Any]], now: datetime) -> pl.DataFrame:
+    """Holes in the state they are in as of now, as rows of `gap`."""
     rows = [{**hole, "state_time": now, "date": hole["start_time"].date()} for hole in holes]
     return pl.DataFrame(rows, schema=GAP.schema).select(*GAP.schema)

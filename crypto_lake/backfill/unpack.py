@@ -110,8 +110,8 @@ def wanted_member(path: Path) -> Member:
             raise Damaged(f"{path.name}: there are {len(found)} members {wanted!r}; beside there is {there}")
         if fault := _fault(found[0]):
             raise Damaged(f"{path.name}: {wanted} {fault}")
-        start = _start(file, found[0])
-        if start is None or start + found[0].compress_size > end:
+        start = _start(file, found[0], end)
+        if start is None:
             raise Damaged(f"{path.name}: {wanted} is not where the directory says it is")
     entry, is_deflated = found[0], found[0].compress_type == zipfile.ZIP_DEFLATED
     return Member(path, wanted, start, entry.compress_size, entry.file_size, entry.CRC, is_deflated, ignored)
@@ -152,8 +152,10 @@ def _fault(entry: zipfile.ZipInfo) -> str:
     return ""
 
 
-def _start(file: io.BufferedReader, entry: zipfile.ZipInfo) -> int | None:
-    """Where the bytes of an entry begin; None if what is there is not its header."""
+def _start(file: io.BufferedReader, entry: zipfile.ZipInfo, end: int) -> int | None:
+    """Where the bytes of an entry begin; None if they, and their header, are not in front of the directory at `end`."""
+    if not 0 <= entry.header_offset < end:
+        return None
     file.seek(entry.header_offset)
     header = file.read(LOCAL_HEADER.size)
     if len(header) < LOCAL_HEADER.size:
@@ -163,7 +165,8 @@ def _start(file: io.BufferedReader, entry: zipfile.ZipInfo) -> int | None:
     encoding = "utf-8" if entry.flag_bits & UTF_8 else "cp437"
     if signature != b"PK\x03\x04" or name != entry.orig_filename.encode(encoding):
         return None
-    return file.tell() + int(extra_bytes)
+    start = file.tell() + int(extra_bytes)
+    return start if start + entry.compress_size <= end else None
 
 
 def _lines(source: _Bytes, member: Member, piece_bytes: int) -> Iterator[memoryview]:

@@ -36,7 +36,11 @@ class Quiet:
         self.bytes = 0
         self.on_read: Callable[[], None] = lambda: None
 
+    def planned(self, days: int) -> None: ...
+
     def found(self, files: int) -> None: ...
+
+    def sized(self, path: str, size_bytes: int, days: int) -> None: ...
 
     def fetched(self, count: int) -> None:
         self.bytes += count
@@ -172,6 +176,25 @@ async def test_a_month_that_lacks_a_day_is_said_and_the_day_has_a_file_of_its_ow
     assert done.verdicts == {"complete": 2}
     found = read("quality", root=settings.root, check="incomplete_month").collect()
     assert found.select("severity", "observed", "threshold").rows() == [("warn", 1.0, 30.0)]
+
+
+async def test_a_month_s_file_that_was_taken_for_a_day_is_taken_again_for_the_others(
+    market: GeneratedMarket, settings: Settings
+) -> None:
+    dumps = Dumps(publish="all")
+    dumps.fail("unavailable", "*daily*", status=404)
+    async with Simulator(market, dumps=dumps) as exchange:
+        for span, added in (
+            (("2025-11-30", "2025-11-30"), True),
+            (("2025-11", "2025-11"), True),
+            (("2025-11",) * 2, False),
+        ):
+            done, _ = await taken(settings, exchange, wanted(span=span))
+            assert bool(done.added) == added
+            assert done.files == added
+        assert rows(settings).height == len(
+            exchange.dumps.rows("data/futures/um/monthly/aggTrades/BTCUSDT/BTCUSDT-aggTrades-2025-11.zip")
+        )
 
 
 async def test_a_sum_that_is_wrong_once_costs_a_second_look(market: GeneratedMarket, settings: Settings) -> None:
