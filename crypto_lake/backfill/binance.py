@@ -21,7 +21,7 @@ import structlog
 from crypto_lake.backfill.certify import certified, certify
 from crypto_lake.backfill.facts import facts_of
 from crypto_lake.backfill.findings import Differences, differences
-from crypto_lake.backfill.ingest import Gone, Landed, Stopped, Taken, Told, Unfit, enter, ingest, ledger
+from crypto_lake.backfill.ingest import Gone, Landed, Overlap, Stopped, Taken, Told, Unfit, enter, ingest, ledger
 from crypto_lake.backfill.plan import Absent, Job, Missing, Wanted, daily, days_in, jobs, lacks
 from crypto_lake.config import ConfigError, Settings
 from crypto_lake.connections import SourceError
@@ -229,9 +229,17 @@ class _Run:
             if (now, REPLACED) != (sha256, state):
                 await asyncio.to_thread(self._say, path, now, REPLACED)
             self._known.pop(path, None)
-            days = tuple(day for day in file.days if self.wanted.first <= day <= self.wanted.last)
+            days = await asyncio.to_thread(self._concerned, file)
             self.progress.planned(len(days))
             yield Job(file, now, days)
+
+    def _concerned(self, file: File) -> tuple[date, ...]:
+        """The days of a file that are wanted, in the table, or were not in it: of these nobody will ask it again."""
+        month = file.first.replace(day=1)
+        app = self.wanted.app(file.symbol, month)
+        marks = marked(self.lake.table(self.wanted.dataset), [app, lacks(app)])
+        here = {day for mark in marks.values() for day in days_in(mark, month)}
+        return tuple(day for day in file.days if day in here or self.wanted.first <= day <= self.wanted.last)
 
     def _is_wanted(self, file: File) -> bool:
         wanted = self.wanted
@@ -296,7 +304,8 @@ class _Run:
         try:
             landed = await self._landed(objects, job)
         except SourceError as error:
-            self._give_up(job.file, str(error))
+            later = f"; it asks to be left alone for {error.retry_after_s:,.0f} s" if error.retry_after_s else ""
+            self._give_up(job.file, f"{error}{later}")
             return
         if landed is not None:
             await ready.put(landed)
@@ -380,21 +389,25 @@ class _Run:
                 await self._read(batch)
 
     async def _read(self, batch: list[Landed]) -> None:
-        """One commit; an archive that is unfit leaves the others alone."""
-        while batch:
+        """One commit, or some if not all can share it; an archive that is unfit leaves the others alone."""
+        left = [batch]
+        while left:
+            some = left.pop()
             try:
-                taken = await asyncio.to_thread(self._ingest, batch)
+                taken = await asyncio.to_thread(self._ingest, some)
             except Unfit as unfit:
-                batch = [each for each in batch if each is not unfit.landed]
+                others = [each for each in some if each is not unfit.landed]
+                left += [others] if others else []
                 if isinstance(unfit, Gone):
                     await self._lost(unfit.landed.job)
                 else:
                     await self._spoilt(unfit.landed.job, str(unfit))
-                continue
+            except Overlap as overlap:
+                left += [overlap.behind, overlap.front]
             except Stopped:
                 return
-            self._count(batch, taken)
-            return
+            else:
+                self._count(some, taken)
 
     async def _lost(self, job: Job) -> None:
         """Another backfill had the archive and removed it: all is done, or it is fetched once more at the end."""

@@ -16,7 +16,7 @@ def facts_of(taken: Iterable[Taken]) -> pl.DataFrame:
             "symbol": each.job.file.symbol,
             "date": day,
             "dump_sha256": each.job.sha256,
-            "dump_rows": found.rows if (found := each.days.get(day)) else 0,
+            "dump_rows": found.rows if (found := each.days.get(day)) and found.rows else _refused_rows(each),
             "dump_missing_rows": found.only_ours if found else 0,
             "differing_rows": found.differing if found else None,
         }
@@ -24,3 +24,8 @@ def facts_of(taken: Iterable[Taken]) -> pl.DataFrame:
         for day in each.done
     ]
     return pl.DataFrame(rows, schema=FACTS)
+
+
+def _refused_rows(taken: Taken) -> int:
+    """The rows of a day's own file none of which is fit: such a day is not one without rows."""
+    return len(taken.refused) if len(taken.job.file.days) == 1 else 0

@@ -65,6 +65,14 @@ class Gone(Unfit):
     """An archive is not where it was: another backfill has taken it, and removed it."""
 
 
+class Overlap(Exception):
+    """Archives of one symbol have rows of one day: `front` has to be in the table before `behind` is read."""
+
+    def __init__(self, front: Sequence["Landed"], behind: Sequence["Landed"]) -> None:
+        super().__init__(behind[0].job.file.path)
+        self.front, self.behind = front, behind
+
+
 @dataclass(frozen=True, slots=True)
 class Landed:
     """An archive that was downloaded, and where there is one the archive beside it."""
@@ -164,15 +172,17 @@ def ingest(
 
     `known` are the paths in the ledger whose rows are in already, with their sums. What comparisons find is noted in
     `quality`, unless the caller does that (`are_noted`). Raises `Unfit` for an archive that is not what it should be,
-    `Stopped`, `CommitFailed`; nothing is in the tables then, but maybe words about it.
+    `Overlap` for some that cannot share a commit, `Stopped`, `CommitFailed`; nothing is in the tables then, but maybe
+    words about it.
     """
     mixed: set[str] = set()
+    ordered = sorted(landed, key=_place)
     known = dict(known)
     for _ in range(CONFLICTS + len(landed)):
         bulk = Bulk(lake, wanted.dataset)
         try:
-            archives = [_Archive(bulk, wanted, each, now, told) for each in sorted(landed, key=_place)]
-            taken = [archive.take(is_mixed=archive.file.path in mixed) for archive in archives]
+            archives = [_Archive(bulk, wanted, each, now, told) for each in ordered]
+            taken = list(_apart(ordered, (archive.take(is_mixed=archive.file.path in mixed) for archive in archives)))
             _note(lake, wanted.dataset, taken, now)
             if are_noted:
                 note_all(lake, wanted.dataset, taken, now=now)
@@ -198,6 +208,17 @@ def ledger(lake: Lake) -> dict[str, tuple[str, str]]:
 
 def _place(landed: Landed) -> tuple[str, date]:
     return landed.job.file.symbol, landed.job.file.first
+
+
+def _apart(ordered: Sequence[Landed], taken: Iterable[Taken]) -> Iterator[Taken]:
+    """The same. What they add was looked for in the table, not in each other: raises `Overlap` if two add to a day."""
+    added_to: set[tuple[str, date]] = set()
+    for number, each in enumerate(taken):
+        days = {(each.job.file.symbol, day) for day, found in each.days.items() if found.rows > found.known}
+        if not days.isdisjoint(added_to):
+            raise Overlap(ordered[:number], ordered[number:])
+        added_to |= days
+        yield each
 
 
 def _marks(wanted: Wanted, taken: Iterable[Taken]) -> list[Mark]:
@@ -424,7 +445,11 @@ class _Archive:
 
     def _compare_rest(self) -> None:
         """What the table has behind the archive's last row of a day, only the table has; all, when there is no row."""
-        for day in self.taken.done if self.landed.is_compared else ():
+        for day in self.taken.done:
+            if not self.landed.is_compared:
+                if day not in self.taken.days:
+                    self._held_on(day, self.taken.days.setdefault(day, Day()))
+                continue
             ours = self.bulk.held(day, list(self.dataset.schema), above=self._reached.get(day), **self._equals())
             counts = self.taken.days.setdefault(day, Day())
             counts.compare(self.dataset, compare(self.dataset, ours, ours.clear()))

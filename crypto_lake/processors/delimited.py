@@ -346,7 +346,7 @@ def _is_simple(text: bytes, fields: int) -> bool:
 
     White space is one: Polars' reader passes over it in front of a number.
     """
-    if any(odd in text for odd in (b'"', b"\r", b" ", b"\t")) or not text.isascii():
+    if any(odd in text for odd in (b'"', b"\r", b" ", b"\t")):
         return False
     each = np.frombuffer(text, np.uint8)
     lines = np.count_nonzero(each == ord("\n")) + (not text.endswith(b"\n"))

@@ -62,6 +62,7 @@ def read_columns(
     Times must be from `least` to `most`, and are multiplied by `scale`, or divided by 1000 if it is 0. The first
     column says how many rows there are, if it is no flag. Raises `Unusual`.
     """
+    assert text, "there are no columns in nothing"
     margin = len(kinds) * REACH_BYTES
     cells = _Cells(kinds, (least, most, scale), _rows_in(text))
     read = cells.fill(text, len(text) - margin) if len(text) > margin else 0
@@ -345,7 +346,6 @@ def _write_number(module: Any) -> None:
     function.give_up_unless(point.differs(first))
     has_point = function.byte(point).equals(POINT)
     longer, behind = function.call("digits", point + 1, value)
-    function.give_up_unless(has_point.equals(0) | behind.differs(point + 1))
     digits = function.variable(has_point.chosen(longer, value))
     places = function.variable(has_point.chosen(behind - point - 1, function.word(0)))
     behind = has_point.chosen(behind, point)
@@ -438,8 +438,7 @@ class _Line:
         marks = _other_than_digits(digits)
         point, behind = function.first_of(marks) & 56, function.first_of(marks & (marks - 1)) & 56
         function.go(point.differs(0) & ((digits >> point) & 0xFF).equals(POINT ^ ZERO), pointed, other)
-        ends = behind.differs(0) & ((digits >> behind) & 0xFF).equals(end ^ ZERO)
-        function.go(ends & (behind > point + 8), one, two)
+        function.go(((digits >> behind) & 0xFF).equals(end ^ ZERO), one, two)
         above = (digits >> point >> 8) << point << 8
         below = (digits ^ (digits >> point << point)) << 8
         places = (behind - point - 8) >> 3
@@ -451,7 +450,7 @@ class _Line:
         more = function.load(fraction) ^ ZEROS
         bits = function.first_of(_other_than_digits(more))
         places = bits >> 3
-        function.go(bits.differs(0) & function.byte(fraction + places).equals(end), both, other)
+        function.go(function.byte(fraction + places).equals(end), both, other)
         value = _some(digits, point) * function.power_of_ten(places) + _some(more, bits)
         self.found(function.quotient(value, places), fraction + places + 1)
         function.build.branch(done)

@@ -207,7 +207,23 @@ def test_booleans_have_any_case(word: bytes, way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
-    "written", ["0E-8", "1e3", "+1.5", "-1.5", "-0.0", ".5", "5.", "0012.50", '"1.5"', "9007199254740993.5", "1" * 40]
+    "written",
+    [
+        "0E-8",
+        "1e3",
+        "+1.5",
+        "-1.5",
+        "-0.0",
+        ".5",
+        "5.",
+        "5000.",
+        "50000000.",
+        "-5.",
+        "0012.50",
+        '"1.5"',
+        "9007199254740993.5",
+        "1" * 40,
+    ],
 )
 def test_a_number_may_be_written_in_many_ways(written: str, way: str) -> None:
     parsed = read(LINE + LINE.replace(b"64999.9", written.encode()) + LINE, way=way)
@@ -240,10 +256,16 @@ def test_line_ends_empty_lines_a_bom_and_a_missing_end_change_nothing(way: str) 
         (b"64999.9", b"1 ", "price: '1 ' is no finite number"),
         (b"64999.9", b"1_0", "price: '1_0' is no finite number"),
         (b"64999.9", b"0x1", "price: '0x1' is no finite number"),
+        *(
+            (b"64999.9", odd, f"price: '{odd.decode()}' is no finite number")
+            for odd in (b".", b"-", b"-.", b"e5", b"1.5e")
+        ),
         (b"7,", b"7.0,", "agg_trade_id: '7.0' is no whole number"),
         (b"7,", b"9223372036854775808,", "agg_trade_id: '9223372036854775808' is no whole number"),
         (b"7,", b"18446744073709551621,", "agg_trade_id: '18446744073709551621' is no whole number"),
         (b"false", b"0", "is_buyer_maker: '0' is not true or false"),
+        (b"false", b"maybe", "is_buyer_maker: 'maybe' is not true or false"),
+        (b"1704067200365", b"170406720a365", "time: '170406720a365' is no time"),
         (b"false", b"falsely", "is_buyer_maker: 'falsely' is not true or false"),
         (b",false", b"", "6 fields instead of 7"),
         (b"false", b"false,", "8 fields instead of 7"),
@@ -350,7 +372,7 @@ NUMBERS = st.one_of(
     st.integers(0, 10**20).map(str),
     st.floats(allow_nan=False).map(repr),
     st.sampled_from(
-        ["", "0", "0.0", "-0", "+1", "1.", ".5", "1e5", "0E-8", "nan", "x", " 1", '"1"', "1,2", "\r", "1.5.5"]
+        ["", "0", "0.0", "-0", "+1", "1.", ".5", "1e5", "0E-8", "nan", "x", ".", "-", " 1", '"1"', "1,2", "\r", "1.5.5"]
     ),
 )
 WHOLES = st.one_of(
@@ -461,11 +483,15 @@ def test_the_compiled_way_finds_the_nearest_double_or_leaves_it(digits_: int, pl
 
 
 def test_no_row_is_lost_when_lines_get_shorter() -> None:
-    long = b"".join(b"%d,64999.%09d,0.009,11,12,1704067200365,false\n" % (number, number) for number in range(2000))
-    short = b"".join(b"%d,1.5,1.5,1,1,1704067200365,true\n" % number for number in range(40_000))
-    parsed = read(long + short, way="compiled")
-    assert parsed.frame["agg_trade_id"].to_list() == [*range(2000), *range(40_000)]
-    assert parsed.frame["is_buyer_maker"].to_list() == [False] * 2000 + [True] * 40_000
+    digits = pytest.importorskip("crypto_lake.processors.digits")
+    long = b"".join(b"%d,64999.%09d,%s,true\n" % (number, number, b"left out" * 6) for number in range(2000))
+    short = b"".join(b"%d,1.5,,false\n" % number for number in range(40_000))
+    numbers, prices, flags = digits.read_columns(
+        long + short, ("whole", "number", "skip", "flag"), least=0, most=0, scale=0
+    )
+    assert numbers.tolist() == [*range(2000), *range(40_000)]
+    assert prices.tolist() == [float(f"64999.{number:09}") for number in range(2000)] + [1.5] * 40_000
+    assert sum(map(int.bit_count, flags.tolist())) == 2000
 
 
 @pytest.mark.parametrize("way", WAYS)
