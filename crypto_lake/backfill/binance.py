@@ -403,7 +403,7 @@ class _Run:
                 else:
                     await self._spoilt(unfit.landed.job, str(unfit))
             except Overlap as overlap:
-                left += [overlap.behind, overlap.front]
+                left += [list(overlap.behind), list(overlap.front)]
             except Stopped:
                 return
             else:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import lru_cache
 from typing import Any, Final
 from uuid import uuid4
 
@@ -33,6 +34,8 @@ CONSTANT: Final = pa.dictionary(pa.int32(), pa.string())
 # Smaller pieces wait for the next ones, so that a small file's rows make one group, not one per piece.
 GROUP_ROWS: Final = 32_768
 LEVEL: Final = 1
+# A constant column is cut from one that is this long, or a multiple.
+REPEATED: Final = 1 << 18
 # Eight times what pyarrow takes at once: a tenth less time.
 BATCH_ROWS: Final = 8_192
 
@@ -55,6 +58,7 @@ class _Part:
     waiting: list[pa.Table] = field(default_factory=list)
     waiting_rows: int = 0
     rows: int = 0
+    words: dict[str, set[str]] = field(default_factory=dict)
 
 
 class Bulk:
@@ -104,6 +108,8 @@ class Bulk:
         self._groups.add((self._says["venue"], self._says["symbol"]))
         part = self._parts.get(day) or self._begin(day)
         part.waiting.append(self._as_arrow(rows))
+        for name, word in self._says.items():
+            part.words.setdefault(name, set()).add(word)
         part.waiting_rows += rows.height
         part.rows += rows.height
         if part.waiting_rows >= GROUP_ROWS:
@@ -151,7 +157,7 @@ class Bulk:
             # Ids and times rise: their differences are small.
             column_encoding={name: "DELTA_BINARY_PACKED" for name in schema.names if _rises(self.dataset.schema[name])},
             # Of what nobody looks for: writing down the lowest and highest price costs more than it saves.
-            write_statistics=[name for name in schema.names if name in _sought(self.dataset)],
+            write_statistics=[name for name in schema.names if name in _sought(self.dataset) - set(self._says)],
             store_schema=False,
             metadata_collector=groups,
             write_batch_size=BATCH_ROWS,
@@ -164,10 +170,11 @@ class Bulk:
         return "sorted-00000" if self.is_empty(day) else "part-00000"
 
     def _schema(self) -> pa.Schema:
+        # What is never null needs no note per row that it is not.
         fields = [
-            pa.field(name, CONSTANT if name in self._says else _arrow_type(dtype))
-            for name, dtype in self.dataset.schema.items()
-            if name != PARTITION
+            pa.field(column.name, CONSTANT if column.name in self._says else _arrow_type(column.dtype), column.nullable)
+            for column in self.dataset.columns
+            if column.name != PARTITION
         ]
         return pa.schema(fields)
 
@@ -192,7 +199,7 @@ class Bulk:
         size = self._store.get_file_info(part.path).size
         (metadata,) = part.groups
         return AddAction(
-            part.path, size, {PARTITION: day.isoformat()}, now_ms(), True, json.dumps(_statistics(metadata))
+            part.path, size, {PARTITION: day.isoformat()}, now_ms(), True, json.dumps(_statistics(metadata, part.words))
         )
 
     def _commit(self, added: list[AddAction], marks: Sequence[Mark]) -> None:
@@ -284,6 +291,11 @@ def _flush(part: _Part) -> None:
 
 
 def _constant(word: str, count: int) -> pa.DictionaryArray:
+    return _repeated(word, -(-count // REPEATED) * REPEATED).slice(0, count)
+
+
+@lru_cache(maxsize=64)
+def _repeated(word: str, count: int) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), count), pa.array([word], pa.string()))
 
 
@@ -304,11 +316,11 @@ def _rises(dtype: pl.DataType) -> bool:
     return dtype in (pl.Int64, TIME)
 
 
-def _statistics(metadata: pq.FileMetaData) -> dict[str, Any]:
-    """What the log says of a file, out of what the writer noted of its row groups."""
-    lows: dict[str, Any] = {}
-    highs: dict[str, Any] = {}
-    nulls: dict[str, int] = {}
+def _statistics(metadata: pq.FileMetaData, words: Mapping[str, set[str]]) -> dict[str, Any]:
+    """What the log says of a file, out of what the writer noted of its row groups, and the words that fill columns."""
+    lows: dict[str, Any] = {name: min(some) for name, some in words.items()}
+    highs: dict[str, Any] = {name: max(some) for name, some in words.items()}
+    nulls: dict[str, int] = dict.fromkeys(words, 0)
     for name, group in _noted(metadata):
         nulls[name] = nulls.get(name, 0) + (group.null_count or 0)
         if group.has_min_max and not isinstance(group.min, bool):

@@ -140,8 +140,10 @@ async def served() -> AsyncIterator[Callable[[Dumps], Awaitable[str]]]:
 
 # A process that has imported everything and forks: a backfill begins in milliseconds instead of a second or two.
 FORKING = """
-import json, os, sys
+import contextlib, json, os, sys
 import crypto_lake.cli, crypto_lake.watch, crypto_lake.backfill.ask, crypto_lake.backfill.binance
+with contextlib.suppress(ImportError):
+    import pandas  # where it is installed pyarrow imports it sooner or later
 
 def begun(environment, home, arguments):
     pid = os.fork()

@@ -93,14 +93,17 @@ def line(number: int, place: int) -> str:
     )
 
 
-def csv(number: int, *, places: Iterable[int] = range(ROWS), is_flawed: bool = False, is_mixed: bool = False) -> str:
-    """A day's lines. With flaws: ids are missing, in the day and at its end, a line is no trade, one has no price."""
+def csv(number: int, *, places: Iterable[int] = range(ROWS), is_flawed: bool = False, mixed: int = 0) -> str:
+    """A day's lines. With flaws: ids are missing, in the day and at its end, a line is no trade, one has no price.
+
+    `mixed`: not in order, each line so many times.
+    """
     lines = [line(number, place) for place in places if not (is_flawed and (300 <= place < 320 or place >= ROWS - 5))]
     if is_flawed:
         lines[100], lines[200] = NO_TRADE, line(number, 200).replace(",60", ",-60")
-    if is_mixed:
+    if mixed:
         other = line(number, 50).replace(",60", ",61")
-        lines = [*lines[600:], *lines[:600], other] * 20  # so that it takes a moment
+        lines = [*lines[600:], *lines[:600], other] * mixed
     return "\n".join(lines) + "\n"
 
 
@@ -318,7 +321,8 @@ async def test_twenty_kills_change_nothing(course: Course, forks: Any, seed: int
         status = 0
         while status == 0:  # once more when it was faster than we
             # A day after the other is published: whatever was done before, there is something to do.
-            course.publish(*next(files), is_mixed=moment == "sort", is_flawed=moment in ("rejected", "quality", "gap"))
+            mixed = 20 if moment == "sort" else 0  # so often that sorting takes a moment
+            course.publish(*next(files), mixed=mixed, is_flawed=moment in ("rejected", "quality", "gap"))
             before = watcher.seen(moment)
             pid, desk = course.begin()
             await asyncio.to_thread(watcher.kill, pid, moment, before, rng.choice((0, rng.uniform(0, LATEST_S))))
@@ -349,7 +353,7 @@ async def test_a_file_that_took_another_s_place_is_taken_whole_wherever_that_is_
 async def test_two_backfills_at_once_are_one(course: Course, forks: Any, is_shared: bool) -> None:
     for symbol in SYMBOLS:
         for number in range(1, 5):
-            course.publish(symbol, number, is_flawed=number == 2, is_mixed=number == 3)
+            course.publish(symbol, number, is_flawed=number == 2, mixed=number == 3)
     one = course.begin()
     if not is_shared:
         course.disturbed.environment["LAKE_STATE"] += "/other"
