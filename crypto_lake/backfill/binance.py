@@ -40,6 +40,8 @@ AHEAD: Final = 16
 # Small archives that are ready together make one commit, up to so many bytes and files.
 TOGETHER_BYTES: Final = 32_000_000
 TOGETHER_FILES: Final = 100
+# A day is a file that stays open until the commit.
+TOGETHER_DAYS: Final = 100
 # A sum that is wrong may be that of a file which is being replaced: it is looked at once more, at the end.
 LOOKS: Final = 2
 # How soon it is noticed that somebody asks to stop.
@@ -494,7 +496,9 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def _is_small(batch: Sequence[Landed]) -> bool:
-    return len(batch) < TOGETHER_FILES and sum(each.fetched.size for each in batch) < TOGETHER_BYTES
+    days = {day for each in batch for day in each.job.days}
+    size = sum(each.fetched.size for each in batch)
+    return len(batch) < TOGETHER_FILES and size < TOGETHER_BYTES and len(days) < TOGETHER_DAYS
 
 
 __all__ = ["ConfigError", "Progress", "SourceError", "Summary", "Wrong", "backfill", "symbols_of"]
