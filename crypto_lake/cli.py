@@ -432,6 +432,8 @@ def _asked() -> dict[str, Any]:
     """What to backfill, asked for question by question; each answer is looked at before the next question."""
     from crypto_lake.backfill import ask
 
+    # Polars brings a handler of its own, under which a question waits for its answer in spite of Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     today = datetime.now(UTC).date()
     market = _prompt(f"Market ({', '.join(ask.markets())})", ask.datasets_of, default="um")
     said: dict[str, Any] = {"market": market, "timeframe": "1m", "symbols": "all", "start": "2020-01", "end": None}

@@ -135,7 +135,7 @@ async def dumps() -> AsyncIterator[Dumps]:
 @pytest.fixture
 def slow(dumps: Any, forks: Any, tmp_path: Path) -> Program:
     """Against files that take a while to come, until that is mended."""
-    dumps.slowness = dumps.fail("slow_download", bytes_per_s=20_000)
+    dumps.slowness = dumps.fail("slow_download", bytes_per_s=30_000)
     return Program(forks, tmp_path, dumps.address)
 
 
@@ -227,7 +227,7 @@ async def test_refused_access_is_a_sentence_and_nothing_on_stdout(dumps: Any, fo
     said = await Program(forks, tmp_path, dumps.address).take("--json")
     assert (said.status, said.out) == (1, "")
     assert said.err.count("\n") == 1
-    assert "BTCUSDT-aggTrades-2024-01-01.zip.CHECKSUM answered HTTP 403: access is refused" in said.err
+    assert re.search(r"BTCUSDT-aggTrades-2024-01-0\d.zip.CHECKSUM answered HTTP 403: access is refused", said.err)
 
 
 async def test_places_that_cannot_be_written_are_named(program: Program, tmp_path: Path) -> None:
@@ -358,6 +358,10 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._own, f"{text}\n".encode())
 
+    def interrupt(self) -> None:
+        """As Ctrl-C does; the terminal is nobody's controlling one."""
+        self._process.send_signal(signal.SIGINT)
+
     @property
     def seen(self) -> str:
         return self._seen.decode(errors="replace")
@@ -381,7 +385,7 @@ async def test_on_a_terminal_two_bars_fit_into_its_width(slow: Program, tmp_path
     screen = Terminal(slow.environment(), tmp_path, columns, "backfill", "binance", *ASKED)
     assert await screen.end() == 0
     drawn = [line for line in screen.lines if line.startswith(("agg_trade um", "download", "rows"))]
-    assert len(drawn) > 10
+    assert len(drawn) > 6
     assert max(map(len, drawn)) <= columns
     some = [line for line in drawn if re.search(r"[\d.]+ KiB of \d\d\.\d KiB +[\d.]+ KiB/s +\d:\d\d:\d\d left$", line)]
     assert some, drawn
@@ -407,6 +411,15 @@ async def test_without_a_source_it_asks_until_the_answer_fits(program: Program, 
     reason = f"{file(DAYS[1]).path} has SHA-256 "
     assert f"quarantined: {reason}" in COLOURS.sub("", screen.seen)
     assert len(program.ids()) == 2 * ROWS
+
+
+async def test_a_question_need_not_be_answered(program: Program, tmp_path: Path) -> None:
+    screen = Terminal(program.environment(), tmp_path, 80, "backfill")
+    await eventually(lambda: "[um]: " in screen.seen)
+    screen.interrupt()
+    assert await screen.end() == 1
+    assert "Aborted" in screen.seen
+    assert "Traceback" not in screen.seen
 
 
 async def test_without_a_source_and_without_a_terminal_it_says_how_to_be_asked(program: Program) -> None:
