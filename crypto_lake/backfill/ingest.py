@@ -182,7 +182,8 @@ def ingest(
         bulk = Bulk(lake, wanted.dataset)
         try:
             archives = [_Archive(bulk, wanted, each, now, told) for each in ordered]
-            taken = list(_apart(ordered, (archive.take(is_mixed=archive.file.path in mixed) for archive in archives)))
+            each_taken = (archive.take(is_mixed=archive.file.path in mixed) for archive in archives)
+            taken = list(_apart(ordered, each_taken, 1 if wanted.dataset.is_retold else 0))
             _note(lake, wanted.dataset, taken, now)
             if are_noted:
                 note_all(lake, wanted.dataset, taken, now=now)
@@ -210,14 +211,18 @@ def _place(landed: Landed) -> tuple[str, date]:
     return landed.job.file.symbol, landed.job.file.first
 
 
-def _apart(ordered: Sequence[Landed], taken: Iterable[Taken]) -> Iterator[Taken]:
-    """The same. What they add was looked for in the table, not in each other: raises `Overlap` if two add to a day."""
+def _apart(ordered: Sequence[Landed], taken: Iterable[Taken], reach: int) -> Iterator[Taken]:
+    """The same. What they add was looked for in the table, not in each other: raises `Overlap` if two add to a day.
+
+    Or to days that are not farther from each other than `reach`.
+    """
     added_to: set[tuple[str, date]] = set()
     for number, each in enumerate(taken):
-        days = {(each.job.file.symbol, day) for day, found in each.days.items() if found.rows > found.known}
-        if not days.isdisjoint(added_to):
+        days = {day for day, found in each.days.items() if found.rows > found.known}
+        near = {(each.job.file.symbol, day + off * DAY) for day in days for off in range(-reach, reach + 1)}
+        if not near.isdisjoint(added_to):
             raise Overlap(ordered[:number], ordered[number:])
-        added_to |= days
+        added_to |= {(each.job.file.symbol, day) for day in days}
         yield each
 
 
@@ -426,11 +431,21 @@ class _Archive:
     def _unknown(self, day: date, rows: pl.DataFrame, counts: Day) -> pl.DataFrame:
         """The rows whose key the table lacks."""
         held = self._held_on(day, counts)
-        if held.is_empty():
-            return rows
-        fresh = rows.join(held, on=list(self.dataset.key), how="anti", maintain_order="left")
-        counts.only_ours -= rows.height - fresh.height
-        return fresh
+        fresh = rows
+        if held.height:
+            fresh = rows.join(held, on=list(self.dataset.key), how="anti", maintain_order="left")
+            counts.only_ours -= rows.height - fresh.height
+        return self._untold(day, fresh) if self.dataset.is_retold and fresh.height else fresh
+
+    def _untold(self, day: date, rows: pl.DataFrame) -> pl.DataFrame:
+        """Without those that the table has on the day before or behind."""
+        own = rows[str(self.dataset.order)]
+        low, high = own.min(), own.max()
+        for other in (day - DAY, day + DAY):
+            near = self.bulk.held(other, self.dataset.key, up_to=high, **self._equals())
+            near = near.filter(pl.col(own.name) >= low)
+            rows = rows.join(near, on=list(self.dataset.key), how="anti", maintain_order="left")
+        return rows
 
     def _compared(self, day: date, rows: pl.DataFrame, counts: Day) -> pl.DataFrame:
         """The same; the table's rows up to the last of these are held against them."""
@@ -512,10 +527,17 @@ def _sorted(
             target = desk / day.isoformat()
             target.mkdir(exist_ok=True)
             part.write_ipc(target / f"{number:06}.arrow", compression="lz4")
+    before: list[pl.DataFrame] = []  # keys of the day before that may be told again
     for target in sorted(desk.iterdir()):
+        told = []
         # The folder's name is the archive's, which may have letters that a pattern is made of.
         for stretch in _stretches(dataset, pl.scan_ipc(sorted(target.iterdir()))):
-            yield _each_once(dataset, stretch, taken, now_us)
+            once = _each_once(dataset, stretch, taken, now_us)
+            for keys in before:
+                once = once.join(keys, on=list(dataset.key), how="anti", maintain_order="left")
+            told += [once.select(dataset.key)] if dataset.is_retold else []
+            yield once
+        before = told
 
 
 def _stretches(dataset: Dataset, rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:

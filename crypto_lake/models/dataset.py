@@ -196,6 +196,11 @@ class Dataset:
     dump: Dump | None = None
     derived: Mapping[str, pl.Expr] = field(default_factory=dict)
 
+    @property
+    def is_retold(self) -> bool:
+        """Whether the venue may tell a row again under its key at a later time, and so maybe on the next day."""
+        return self.sequence is None and self.order is not None and self.schema[self.order] == pl.Int64
+
     def column(self, name: str) -> Column:
         """The column of that name."""
         return next(column for column in self.columns if column.name == name)

@@ -1,5 +1,6 @@
 """Delta tables: rows and the journal position that they pay for, in one commit."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
@@ -22,6 +23,7 @@ from crypto_lake.models.dataset import TIME
 from crypto_lake.writers import CommitConflict, CommitFailed, CommitUnknown, StoreAway, marks_of, no_marks
 
 PARTITION: Final = "date"
+SYSTEM_SAID: Final = re.compile(r"[^:\n]*\(os error \d+\)")
 # A fact and its repetition may fall on two sides of midnight where the venue gives no time and ours stands in.
 SLACK: Final = pl.duration(days=1)
 # Whatever the object store or the log raises; a commit either shows in the table afterwards or it does not.
@@ -249,5 +251,8 @@ def _differences(dataset: Dataset) -> dict[str, ColumnProperties]:
 
 
 def reason(error: Any) -> str:
-    """The first line of a store's error: the rest is its inner chain."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """The first line of a store's error, and what the system said in its inner chain, if it did."""
+    text = str(error).strip()
+    first = text.splitlines()[0] if text else type(error).__name__
+    said = SYSTEM_SAID.search(text)
+    return first if said is None or said[0].strip() in first else f"{first}: {said[0].strip()}"

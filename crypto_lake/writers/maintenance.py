@@ -23,7 +23,7 @@ from pyarrow import fs
 from crypto_lake.config import ConfigError
 from crypto_lake.models import Dataset
 from crypto_lake.writers import CommitFailed
-from crypto_lake.writers.delta import PARTITION, STORE_ERRORS, TABLE_PROPERTIES, Lake
+from crypto_lake.writers.delta import PARTITION, STORE_ERRORS, TABLE_PROPERTIES, Lake, reason
 from crypto_lake.writers.rewrite import QUIET, files_of, note, rewrite
 
 MEGABYTE: Final = 1024 * 1024
@@ -187,7 +187,7 @@ def _maintain_table(root: str, dataset: Dataset, now: datetime, retention_h: flo
     except TableNotFoundError:
         return
     except STORE_ERRORS as error:
-        yield Done(dataset.name, "log", error=_reason(error))
+        yield Done(dataset.name, "log", error=reason(error))
         return
     for day in days:
         if not is_closed(day, now):
@@ -209,7 +209,7 @@ def _attempt(failed: Done, step: Callable[[], Done]) -> Done:
         except CommitFailed as error:
             failed = replace(failed, error=str(error))
         except (*STORE_ERRORS, pl.exceptions.PolarsError) as error:
-            return replace(failed, error=_reason(error))
+            return replace(failed, error=reason(error))
     return failed
 
 
@@ -256,8 +256,3 @@ def _last_checkpoint(table: DeltaTable) -> int:
             return int(pl.read_ndjson(file.read())["version"][0])
     except FileNotFoundError:
         return 0
-
-
-def _reason(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

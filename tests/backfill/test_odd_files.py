@@ -10,6 +10,7 @@ from crypto_lake.backfill.binance import Summary, backfill
 from crypto_lake.backfill.plan import Wanted
 from crypto_lake.config import FUTURES, Settings
 from crypto_lake.models.agg_trade import AGG_TRADE
+from crypto_lake.models.book_ticker import BOOK_TICKER
 from crypto_lake.models.bucket import DAY, File
 from crypto_lake.models.dataset import Period
 from crypto_lake.query import coverage, read
@@ -93,3 +94,31 @@ async def test_a_month_that_was_replaced_is_read_for_all_its_days_whichever_are_
     done = await take(FIRST, FIRST)
     assert done.replaced == [file("monthly", FIRST).path]
     assert ids(settings) == list(range(30 * HOURS))
+
+
+@pytest.mark.parametrize("form", ["a month", "days", "days, the later ones first"])
+async def test_a_best_bid_that_is_told_again_after_midnight_is_one_row(
+    bucket: Any, settings: Any, watched: Any, form: str
+) -> None:
+    header = "update_id,best_bid_price,best_bid_qty,best_ask_price,best_ask_qty,transaction_time,event_time"
+    days = DAYS if form == "a month" else DAYS[:3]
+
+    def told(day: date) -> list[str]:
+        """Ten updates, and the last one of the day before once more."""
+        number, time = (day - FIRST).days * 10, datetime(day.year, day.month, day.day, tzinfo=UTC)
+        at_ms = [int((time + timedelta(hours=hour)).timestamp() * 1000) for hour in range(11)]
+        return [f"{number + place},1.5,2,1.6,2,{ms},{ms}" for place, ms in enumerate(at_ms)]
+
+    def file_of(period: Period, first: date) -> File:
+        return File(FUTURES, "bookTicker", "BTCUSDT", "", period, first)
+
+    if form == "a month":
+        bucket.put(file_of("monthly", FIRST), [header, *(line for day in days for line in told(day))])
+    else:
+        for day in days:
+            bucket.put(file_of("daily", day), [header, *told(day)])
+    spans = [(days[-1], days[-1]), (days[0], days[-1])] if form.endswith("first") else [(days[0], days[-1])]
+    for first, last in spans:
+        await backfill(settings(), Wanted(BOOK_TICKER, FUTURES, ("BTCUSDT",), "", first, last), watched)
+    found = read("book_ticker", root=settings().root).collect()["update_id"].sort().to_list()
+    assert found == list(range(len(days) * 10 + 1))
