@@ -27,7 +27,7 @@ from crypto_lake.models import Dataset
 from crypto_lake.models.dataset import TIME
 from crypto_lake.writers import CommitConflict, CommitFailed, CommitUnknown
 from crypto_lake.writers.delta import PARTITION, STORE_ERRORS, Lake, reason
-from crypto_lake.writers.rewrite import COMMIT_TRIES, QUIET, files_of, now_ms, statistic
+from crypto_lake.writers.rewrite import COMMIT_TRIES, QUIET, files_of, now_ms, scans, statistic
 
 # The same for every row of a file, or nearly: as a dictionary they cost nothing.
 CONSTANT: Final = pa.dictionary(pa.int32(), pa.string())
@@ -75,7 +75,7 @@ class Bulk:
         self._store = fs.PyFileSystem(DeltaStorageHandler.from_table(self._table._table))
         self._parts: dict[date, _Part] = {}
         self._says: dict[str, str] = {}
-        self._groups: set[tuple[str, str]] = set()
+        self._symbols: set[str] = set()
 
     def speak(self, **says: str) -> None:
         """What stands in these columns in all rows from here on."""
@@ -105,7 +105,7 @@ class Bulk:
         """Rows of one day, as `shape` makes them, none of whose keys the table holds."""
         if rows.is_empty():
             return
-        self._groups.add((self._says["venue"], self._says["symbol"]))
+        self._symbols.add(self._says["symbol"])
         part = self._parts.get(day) or self._begin(day)
         part.waiting.append(self._as_arrow(rows))
         for name, word in self._says.items():
@@ -236,9 +236,8 @@ class Bulk:
         files = files_of(self._table)
         fresh = files.join(self._files, on="path", how="anti").filter(pl.col(PARTITION).is_in(list(self._parts)))
         self._files = files
-        symbols = {symbol for _, symbol in self._groups}
         for (day,), some in fresh.group_by(PARTITION):
-            theirs = _read(self._table, some["path"].to_list(), self.dataset.key, {"symbol": symbols})
+            theirs = _read(self._table, some["path"].to_list(), self.dataset.key, {"symbol": self._symbols})
             if theirs.is_empty():
                 continue
             ours = _read(self._table, [self._parts[day].path], self.dataset.key, {})
@@ -265,23 +264,14 @@ def _read(
     equals: Mapping[str, str | set[str]],
     limits: Sequence[pl.Expr] = (),
 ) -> pl.DataFrame:
-    root = table.table_uri.rstrip("/")
     schema = dict(pl.Schema(table.schema()))
     nothing = pl.DataFrame(schema={name: schema[name] for name in columns})
-    del schema[PARTITION]
     conditions = [
         pl.col(name).is_in(list(value)) if isinstance(value, set) else pl.col(name) == value
         for name, value in equals.items()
     ]
-    casts = pl.ScanCastOptions(datetime_cast=["nanosecond-downcast", "convert-timezone"])
-    how: dict[str, Any] = {"missing_columns": "insert", "hive_partitioning": False, "glob": False}
-    scans = [
-        pl.scan_parquet(f"{root}/{path}", schema=schema, cast_options=casts, **how)
-        .filter(*conditions, *limits)
-        .select(columns)
-        for path in paths
-    ]
-    return pl.concat([nothing, *pl.collect_all(scans)])
+    found = [rows.filter(*conditions, *limits).select(columns) for rows in scans(table, paths)]
+    return pl.concat([nothing, *pl.collect_all(found)])
 
 
 def _flush(part: _Part) -> None:

@@ -72,7 +72,7 @@ def rewrite(
     """
     table = lake.table(dataset)
     assert table is not None
-    files = _scans(table, old["path"].to_list())
+    files = scans(table, old["path"].to_list())
     added: list[AddAction] = []
     written = 0
     for piece in _sorted_pieces(files, by):
@@ -119,7 +119,7 @@ def _commit(lake: Lake, dataset: Dataset, day: date, old: pl.DataFrame, added: l
     raise CommitFailed(f"{dataset.name} {day}: {COMMIT_TRIES} commits lost against other writers")
 
 
-def _scans(table: DeltaTable, paths: Sequence[str]) -> list[pl.LazyFrame]:
+def scans(table: DeltaTable, paths: Sequence[str]) -> list[pl.LazyFrame]:
     """The rows of each file, with all the columns that the table has, whatever this program knows of them."""
     columns = dict(pl.Schema(table.schema()))
     del columns[PARTITION]
