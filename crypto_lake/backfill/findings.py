@@ -1,7 +1,7 @@
 """What a comparison of days with their official files found: rows of `quality`, and a form that people can read."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +13,6 @@ from crypto_lake.models import Dataset
 from crypto_lake.models.quality import QUALITY
 from crypto_lake.processors.compare import OF_THE_ROAD, compare
 from crypto_lake.query.days import DAY, midnight
-from crypto_lake.writers import CommitFailed
 from crypto_lake.writers.delta import Lake
 
 if TYPE_CHECKING:
@@ -143,16 +142,7 @@ def note(lake: Lake, dataset: Dataset, job: Job, day: date, found: "Day", *, now
     ]
     whose = job.file.path if len(job.file.days) == 1 else f"{job.file.path}/{day}"
     frame = pl.DataFrame(rows, schema=QUALITY.schema)
-    say_once(lake, QUALITY, frame, {f"reconcile/{whose}": _fingerprint(dataset, job, found)})
-
-
-def say_once(lake: Lake, table: Dataset, rows: pl.DataFrame, guard: Mapping[str, int]) -> None:
-    """Appends rows unless they are there, which the guard tells. Raises `CommitFailed`."""
-    try:
-        lake.append_once(table, rows, guard)
-    except CommitFailed:
-        # When two say the same at one moment, one of them is refused, and finds it said when it looks again.
-        lake.append_once(table, rows, guard)
+    lake.append_once(QUALITY, frame, {f"reconcile/{whose}": _fingerprint(dataset, job, found)})
 
 
 def _findings(dataset: Dataset, job: Job, day: date, found: "Day") -> Iterator[dict[str, Any]]:

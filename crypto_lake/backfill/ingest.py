@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from crypto_lake.backfill.findings import note_all, say_once
+from crypto_lake.backfill.findings import note_all
 from crypto_lake.backfill.plan import Job, Wanted, bits, lacks
 from crypto_lake.backfill.unpack import Damaged, pieces
 from crypto_lake.connections.objects import Fetched
@@ -242,9 +242,9 @@ def _note(lake: Lake, dataset: Dataset, taken: Sequence[Taken], now: datetime) -
     now_us = int(now.timestamp() * 1e6)
     for each in taken:
         guard = {f"dump/{each.job.file.path}": int(each.job.sha256[:15], 16)}
-        say_once(lake, REJECTED, rejected_rows(dataset, each.refused), guard)
+        lake.append_once(REJECTED, rejected_rows(dataset, each.refused), guard)
         short = finding_rows(dataset, list(_short_month(each)), found_us=now_us)
-        say_once(lake, QUALITY, pl.concat([short, *each.findings]), guard)
+        lake.append_once(QUALITY, pl.concat([short, *each.findings]), guard)
 
 
 def enter(lake: Lake, taken: Iterable[Taken], known: dict[str, str], *, now: datetime) -> None:

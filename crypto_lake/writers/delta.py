@@ -26,6 +26,8 @@ PARTITION: Final = "date"
 SYSTEM_SAID: Final = re.compile(r"[^:\n]*\(os error \d+\)")
 # A fact and its repetition may fall on two sides of midnight where the venue gives no time and ours stands in.
 SLACK: Final = pl.duration(days=1)
+# So many who note the same at the same moment are sorted out.
+GUARDED_TRIES: Final = 5
 # Whatever the object store or the log raises; a commit either shows in the table afterwards or it does not.
 STORE_ERRORS: Final = (DeltaError, OSError, ValueError, pl.exceptions.PolarsError)
 
@@ -121,19 +123,30 @@ class Lake:
         if rows.is_empty():
             return
         with _failing(dataset):
-            table = self._there(dataset)
-            if guards and all(table.transaction_version(app) == version for app, version in guards.items()):
-                return
-            write_deltalake(
-                table,
-                rows,
-                mode="append",
-                writer_properties=live_properties(dataset),
-                commit_properties=CommitProperties(
-                    app_transactions=[Transaction(app, version) for app, version in guards.items()]
-                ),
-                post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),
-            )
+            # Of two who note the same at one moment one is refused, and finds it noted when it looks again.
+            for left in reversed(range(GUARDED_TRIES if guards else 1)):
+                try:
+                    self._append_guarded(dataset, rows, guards)
+                except CommitFailedError:
+                    if not left:
+                        raise
+                else:
+                    return
+
+    def _append_guarded(self, dataset: Dataset, rows: pl.DataFrame, guards: Mapping[str, int]) -> None:
+        table = self._there(dataset)
+        if guards and all(table.transaction_version(app) == version for app, version in guards.items()):
+            return
+        write_deltalake(
+            table,
+            rows,
+            mode="append",
+            writer_properties=live_properties(dataset),
+            commit_properties=CommitProperties(
+                app_transactions=[Transaction(app, version) for app, version in guards.items()]
+            ),
+            post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),
+        )
 
     def marks(self, dataset: Dataset, groups: pl.DataFrame) -> pl.DataFrame:
         """The highest value of the order column per group and the newest time, for groups that have rows.

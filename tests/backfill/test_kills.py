@@ -18,7 +18,6 @@ from typing import Any, Final
 import polars as pl
 import pytest
 
-from crypto_lake.backfill.findings import say_once
 from crypto_lake.backfill.plan import mark_name
 from crypto_lake.config import FUTURES
 from crypto_lake.models import DATASETS
@@ -375,7 +374,7 @@ def test_what_two_say_at_one_moment_is_said_once(tmp_path: Path) -> None:
         for number in range(10):
             barrier.wait()
             try:
-                say_once(Lake(root), REJECTED, words, {"dump/one": number + 1})
+                Lake(root).append_once(REJECTED, words, {"dump/one": number + 1})
             except CommitFailed as error:
                 errors.append(error)
 
