@@ -37,9 +37,8 @@ log = structlog.get_logger()
 
 # Archives that wait for being read, besides those that are being fetched.
 AHEAD: Final = 16
-# Small archives that are ready together make one commit, up to so many bytes and files.
+# Small archives that are ready together (AHEAD and one at the most) make one commit, up to so many bytes.
 TOGETHER_BYTES: Final = 32_000_000
-TOGETHER_FILES: Final = 100
 # A day is a file that stays open until the commit.
 TOGETHER_DAYS: Final = 100
 # A sum that is wrong may be that of a file which is being replaced: it is looked at once more, at the end.
@@ -498,7 +497,7 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
 def _is_small(batch: Sequence[Landed]) -> bool:
     days = {day for each in batch for day in each.job.days}
     size = sum(each.fetched.size for each in batch)
-    return len(batch) < TOGETHER_FILES and size < TOGETHER_BYTES and len(days) < TOGETHER_DAYS
+    return size < TOGETHER_BYTES and len(days) < TOGETHER_DAYS
 
 
 __all__ = ["ConfigError", "Progress", "SourceError", "Summary", "Wrong", "backfill", "symbols_of"]

@@ -146,7 +146,8 @@ def note(lake: Lake, dataset: Dataset, job: Job, day: date, found: "Day", *, now
 
 
 def _findings(dataset: Dataset, job: Job, day: date, found: "Day") -> Iterator[dict[str, Any]]:
-    if found.only_ours and not is_sample(dataset, job):
+    # That a sample lacks rows is no finding.
+    if found.only_ours and not dataset.is_sampled(job.file.venue):
         first, last = found.lone.row(0, named=True), found.last_lone.row(0, named=True)
         yield {
             "check": DUMP_LACKS_ROWS,
@@ -161,11 +162,6 @@ def _findings(dataset: Dataset, job: Job, day: date, found: "Day") -> Iterator[d
         begin = midnight(day)
         whole = {"first_time": begin, "last_time": begin + DAY - TICK}
         yield {"check": ROW_DIFFERS, "severity": "error", **whole, "observed": float(rest), "threshold": 0.0}
-
-
-def is_sample(dataset: Dataset, job: Job) -> bool:
-    """Whether a file has a row per interval of what the table has more often: that it lacks rows is no finding."""
-    return bool(job.file.interval) and "timeframe" not in dataset.schema
 
 
 def _span(dataset: Dataset, first: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:

@@ -3,17 +3,16 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import Any, Final
+from typing import Any
 
 import polars as pl
 
 from crypto_lake.models import Dataset
+from crypto_lake.models.bucket import DAY
 from crypto_lake.models.gap import FILLED, GAP, NOT_AT_VENUE, OPEN, SEQUENCE, UNFILLABLE
 from crypto_lake.processors.sequence import has_sequence
 from crypto_lake.query.gaps import gaps, missing
 from crypto_lake.query.runs import between, without
-
-DAY: Final = timedelta(days=1)
 
 # Whether the archive of a symbol's day is in the table.
 IsTaken = Callable[[str, date], bool]
@@ -36,19 +35,14 @@ def settle(
     symbols = sorted(days)
     known = gaps(root, dataset.name, venue=venue, symbols=symbols)
     if not has_sequence(dataset):
-        return state_rows([] if _is_sampled(dataset, venue) else list(_bright(known, is_taken)), now)
+        # A sample does not fill a time without delivery.
+        return state_rows([] if dataset.is_sampled(venue) else list(_bright(known, is_taken)), now)
     open_ones = missing(known).filter(pl.col("symbol").is_in(symbols))
     lost = _Lost(dataset, is_taken, now)
     changed = [state for hole in open_ones.iter_rows(named=True) for state in _changed(hole, held, lost)]
     unknown = without(between(held), missing(known)).iter_rows(named=True)
     fresh = [lost.given_up(_fresh(dataset, hole)) for hole in unknown if _is_shown(hole, days, is_taken)]
     return state_rows([*changed, *fresh], now)
-
-
-def _is_sampled(dataset: Dataset, venue: str) -> bool:
-    """Whether the archives have a row per interval of what live comes more often: they do not fill a dark time."""
-    archive = dataset.dump.archives.get(venue) if dataset.dump else None
-    return archive is not None and bool(archive.intervals) and "timeframe" not in dataset.schema
 
 
 def _bright(known: pl.DataFrame, is_taken: IsTaken) -> Iterator[dict[str, Any]]:

@@ -201,6 +201,11 @@ class Dataset:
         """Whether the venue may tell a row again under its key at a later time, and so maybe on the next day."""
         return self.sequence is None and self.order is not None and self.schema[self.order] == pl.Int64
 
+    def is_sampled(self, venue: str) -> bool:
+        """Whether a venue's archives have a row per interval of what comes live more often."""
+        archive = self.dump.archives.get(venue) if self.dump else None
+        return archive is not None and bool(archive.intervals) and "timeframe" not in self.schema
+
     def column(self, name: str) -> Column:
         """The column of that name."""
         return next(column for column in self.columns if column.name == name)
