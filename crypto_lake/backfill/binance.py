@@ -32,6 +32,7 @@ from crypto_lake.models.coverage import COVERAGE
 from crypto_lake.models.dump_file import DUMP_FILE, INGESTED, QUARANTINED, REPLACED
 from crypto_lake.writers.bulk import marked
 from crypto_lake.writers.delta import Lake
+from crypto_lake.writers.maintenance import UNCHECKED_COMMITS, shorten_log
 
 log = structlog.get_logger()
 
@@ -167,6 +168,7 @@ class _Run:
         self._unknown: set[tuple[str, date]] = set()  # days about which the venue says nothing that makes sense
         self._looks: dict[str, int] = {}
         self._lacking: dict[str, list[date]] = {}
+        self._commits = 0
 
     async def whole(self, objects: Objects, *, recheck: bool) -> Summary:
         for dataset in (self.wanted.dataset, *SIDES, COVERAGE, DUMP_FILE):
@@ -424,6 +426,10 @@ class _Run:
     def _ingest(self, batch: Sequence[Landed]) -> list[Taken]:
         now = self.clock()
         taken = ingest(self.lake, self.wanted, batch, known=self._known, now=now, told=self.told)
+        self._commits += 1
+        if self._commits % UNCHECKED_COMMITS == 1:
+            # Nobody may be recording into this table, and a log without a checkpoint is read from its begin each time.
+            shorten_log(self.settings.root, self.wanted.dataset)
         # Before the certificates: days that have theirs are not looked at again, nor is what lies there for them.
         self._clean(batch)
         rows = certify(self.lake, self.wanted.dataset, facts_of(taken), now=now)

@@ -5,6 +5,7 @@ from functools import cache
 from typing import Final
 
 import polars as pl
+from deltalake.exceptions import DeltaError
 
 from crypto_lake.backfill.plan import days_in, mark_name
 from crypto_lake.backfill.settle import IsTaken, settle
@@ -15,8 +16,9 @@ from crypto_lake.models.gap import GAP
 from crypto_lake.query.coverage import coverage, held_runs
 from crypto_lake.query.held import ON_DAY
 from crypto_lake.query.source import find
+from crypto_lake.writers import CommitFailed
 from crypto_lake.writers.bulk import marked
-from crypto_lake.writers.delta import Lake
+from crypto_lake.writers.delta import Lake, reason
 
 # What a certificate says besides what the archive says.
 JUDGED: Final = ("missing_rows", "verdict")
@@ -27,10 +29,17 @@ def certify(lake: Lake, dataset: Dataset, facts: pl.DataFrame, *, now: datetime)
 
     Returns the rows that it appends to `coverage` about these days; the days beside them get a new certificate when
     theirs is not true any more. Made again after a crash it changes no state; a day only has one more row for one more
-    look.
+    look. Raises `CommitFailed`.
     """
     if facts.is_empty():
         return pl.DataFrame(schema=COVERAGE.schema)
+    try:
+        return _certify(lake, dataset, facts, now)
+    except (DeltaError, OSError, pl.exceptions.PolarsError) as error:
+        raise CommitFailed(f"{lake.uri(dataset)}: {reason(error)}") from error
+
+
+def _certify(lake: Lake, dataset: Dataset, facts: pl.DataFrame, now: datetime) -> pl.DataFrame:
     venue = str(facts["venue"][0])
     days = _days(facts)
     first, last = min(map(min, days.values())), max(map(max, days.values()))

@@ -19,7 +19,9 @@ from crypto_lake.models import DATASETS
 from crypto_lake.query import coverage, read
 from crypto_lake.simulator import GeneratedMarket, Simulator
 from crypto_lake.simulator.dumps import Dumps
+from crypto_lake.writers.bulk import Bulk, Mark
 from crypto_lake.writers.delta import Lake
+from crypto_lake.writers.maintenance import UNCHECKED_COMMITS
 
 # A market that lives from the evening of one day to the first minutes of the next but one, over the end of a month.
 BEGIN = datetime(2025, 11, 29, 23, 30, tzinfo=UTC)
@@ -372,3 +374,15 @@ async def test_of_bars_another_timeframe_is_another_backfill(market: GeneratedMa
     ]
     assert set(bars["origin"]) == {"kline"}
     assert bars["complete"].all()
+
+
+async def test_the_log_of_a_table_that_nobody_records_into_gets_its_checkpoint(
+    market: GeneratedMarket, settings: Settings
+) -> None:
+    lake, dataset = Lake(settings.root), DATASETS["agg_trade"]
+    lake.check(dataset)
+    for number in range(UNCHECKED_COMMITS):
+        Bulk(lake, dataset).commit([Mark("dump/other", 1 << number % 28)])
+    async with Simulator(market, dumps=Dumps(publish="all")) as exchange:
+        await taken(settings, exchange, wanted(span=("2025-11-30", "2025-11-30")))
+    assert Path(settings.root, dataset.name, "_delta_log", "_last_checkpoint").exists()
