@@ -14,6 +14,8 @@ from dotenv import dotenv_values
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+# How much work goes on side by side: one file after the other in small pieces, or in large ones, or several files at once.
+Mode = Literal["streaming", "batch", "parallel"]
 DepthSpeed = Literal["0ms", "100ms", "250ms", "500ms", "1000ms"]
 SinkFormat = Literal["delta", "parquet", "jsonl"]
 CommaList = Annotated[tuple[str, ...], NoDecode]
@@ -22,6 +24,7 @@ ALL_SYMBOLS = "all"
 FEW_WORDS = 20
 LONGEST_NAME = 60
 FUTURES, SPOT, COIN_M = "binance-futures", "binance", "binance-delivery"
+US_STOCKS, US_OPTIONS, US_INDICES, CRYPTO, FOREX = "us-stocks", "us-options", "us-indices", "crypto", "forex"
 OFFICIAL_DUMPS = "https://data.binance.vision"
 OFFICIAL_LISTING = "https://s3-ap-northeast-1.amazonaws.com/data.binance.vision"
 
@@ -111,6 +114,20 @@ class Settings(BaseSettings):
         alias="LAKE_BINANCE_DUMPS_LISTING",
         description="address that lists these files; empty = the one that belongs to LAKE_BINANCE_DUMPS",
     )
+    massive_s3: str = Field(
+        "https://files.massive.com/flatfiles",
+        alias="LAKE_MASSIVE_S3",
+        description="S3 address of the Massive (Polygon.io) flat files; a path behind it is the bucket, flatfiles without",
+    )
+    massive_key_id: str = Field(
+        "", alias="LAKE_MASSIVE_KEY_ID", repr=False, description="S3 access key id of the flat files, not the REST key"
+    )
+    massive_secret: str = Field("", alias="LAKE_MASSIVE_SECRET", repr=False, description="the secret of that S3 key")
+    mode: Mode | Literal[""] = Field(
+        "",
+        alias="LAKE_MODE",
+        description="how a backfill uses this machine: streaming, batch or parallel; empty = by free memory and cores",
+    )
     api_key: str = Field("", alias="API_KEY", repr=False, description="sent as X-MBX-APIKEY; market data needs none")
 
     log_to_terminal: bool = Field(True, alias="LOG_TO_TERMINAL", description="log on stderr, readable")
@@ -134,7 +151,7 @@ class Settings(BaseSettings):
     def _websocket_address(cls, value: str) -> str:
         return _address(value, ("ws://", "wss://"))
 
-    @field_validator("futures_rest", "spot_rest", "dumps")
+    @field_validator("futures_rest", "spot_rest", "dumps", "massive_s3")
     @classmethod
     def _rest_address(cls, value: str) -> str:
         return _address(value, ("http://", "https://"))

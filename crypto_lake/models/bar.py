@@ -4,8 +4,19 @@ from typing import Final
 
 import polars as pl
 
-from crypto_lake.config import COIN_M, FUTURES, SPOT
-from crypto_lake.models.dataset import Archive, Dump, flag, integer, market, price, text, time
+from crypto_lake.config import COIN_M, CRYPTO, FOREX, FUTURES, SPOT, US_INDICES, US_OPTIONS, US_STOCKS
+from crypto_lake.models.dataset import (
+    OPTION_COLUMNS,
+    Archive,
+    Dump,
+    FlatKind,
+    flag,
+    integer,
+    market,
+    price,
+    text,
+    time,
+)
 
 # How long a bar is, in microseconds.
 TIMEFRAMES_US: Final[dict[str, int]] = {
@@ -21,6 +32,8 @@ TIMEFRAMES_US: Final[dict[str, int]] = {
 # Origins.
 TRADES: Final = "trades"
 KLINE: Final = "kline"
+FLATFILE: Final = "flatfile"
+YAHOO: Final = "yahoo"
 
 KLINES: Final = {
     "open_time": "time",
@@ -36,6 +49,24 @@ KLINES: Final = {
     "taker_buy_quote_volume": "taker_buy_quote_volume",
     "ignore": "",
 }
+# Flat files of aggregates: open, close, high, low, in this order; those of indices have no volume.
+INDEX_AGGS: Final = {
+    "ticker": "symbol",
+    "open": "open",
+    "close": "close",
+    "high": "high",
+    "low": "low",
+    "window_start": "time",
+}
+AGGS: Final = {**INDEX_AGGS, "volume": "volume", "transactions": "count"}
+# Folder, venue, columns, calendar and zone of the day. What trades all week has its days in UTC.
+FLAT_PLACES: Final = (
+    ("us_stocks_sip", US_STOCKS, AGGS, "XNYS", "America/New_York"),
+    ("us_options_opra", US_OPTIONS, AGGS, "XNYS", "America/New_York"),
+    ("us_indices", US_INDICES, INDEX_AGGS, "XNYS", "America/New_York"),
+    ("global_crypto", CRYPTO, AGGS, "24/7", "UTC"),
+    ("global_forex", FOREX, AGGS, "24/5", "UTC"),
+)
 LONGER: Final = tuple(name for name in TIMEFRAMES_US if name != "1s")
 
 BAR = market(
@@ -47,7 +78,7 @@ BAR = market(
     price("high", "highest price"),
     price("low", "lowest price"),
     price("close", "last price"),
-    price("volume", "base units; COIN-M: contracts"),
+    price("volume", "base units; COIN-M: contracts; null of indices", nullable=True),
     price("quote_volume", "quote units; COIN-M: base units", nullable=True),
     integer("count", "trades", nullable=True),
     price("taker_buy_volume", "of it bought by the aggressor", nullable=True),
@@ -55,6 +86,7 @@ BAR = market(
     flag("complete", "false when a recorded gap overlaps the interval"),
     integer("revision", "how often it was made again; a revised bar replaces its row"),
     text("origin", "trades (made here), kline (the venue's), flatfile or yahoo"),
+    *OPTION_COLUMNS,
     key=("venue", "symbol", "timeframe", "time", "origin"),
     order="time",
     within=("venue", "symbol", "timeframe", "origin"),
@@ -67,6 +99,18 @@ BAR = market(
         },
         says={"complete": True, "revision": 0, "origin": KLINE},
     ),
+    flat={
+        f"{folder}/{name}": FlatKind(
+            venue,
+            columns,
+            says={"complete": True, "revision": 0, "origin": FLATFILE},
+            timeframe=timeframe,
+            calendar=calendar,
+            zone=zone,
+        )
+        for folder, venue, columns, calendar, zone in FLAT_PLACES
+        for name, timeframe in (("day_aggs_v1", "1d"), ("minute_aggs_v1", "1m"))
+    },
     derived={
         "close_time": pl.col("time")
         + pl.duration(microseconds=pl.col("timeframe").replace_strict(TIMEFRAMES_US, return_dtype=pl.Int64) - 1)

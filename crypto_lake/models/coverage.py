@@ -10,6 +10,9 @@ INCOMPLETE: Final = "incomplete"
 DIFFERS: Final = "differs"
 UNVERIFIABLE: Final = "unverifiable"
 
+# A flat file has all symbols of a venue: its certificate is one row, about all of them.
+EVERY_SYMBOL: Final = "*"
+
 COVERAGE = Dataset(
     "coverage",
     "the condition of days, append-only: one row per check of a day",
@@ -30,8 +33,9 @@ COVERAGE = Dataset(
         integer("differing_rows", "rows under one key that differ", nullable=True),
         text("verdict", "complete, incomplete, differs or unverifiable"),
         time("checked_time", "when it was looked at, our clock"),
+        text("timeframe", "of bars out of flat files, which are covered file by file", nullable=True),
         DATE,
     ),
-    key=("venue", "dataset", "symbol", "date", "checked_time"),
+    key=("venue", "dataset", "symbol", "date", "timeframe", "checked_time"),
     z_order=("symbol", "time"),
 )

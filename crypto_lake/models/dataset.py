@@ -56,9 +56,9 @@ def text(name: str, meaning: str, *, nullable: bool = False) -> Column:
     return Column(name, pl.String(), meaning, nullable)
 
 
-def flag(name: str, meaning: str) -> Column:
+def flag(name: str, meaning: str, *, nullable: bool = False) -> Column:
     """True or false."""
-    return Column(name, pl.Boolean(), meaning)
+    return Column(name, pl.Boolean(), meaning, nullable)
 
 
 def levels(name: str, meaning: str) -> Column:
@@ -66,14 +66,24 @@ def levels(name: str, meaning: str) -> Column:
     return Column(name, LEVELS, meaning)
 
 
-VENUE = text("venue", "binance-futures (USD-M), binance (spot), binance-delivery (COIN-M)")
-SYMBOL = text("symbol", "as the venue writes it, upper case, maybe not ASCII")
+VENUE = text(
+    "venue",
+    "binance-futures (USD-M), binance (spot), binance-delivery (COIN-M), us-stocks, us-options, us-indices, crypto, forex",
+)
+SYMBOL = text("symbol", "as the venue writes it: Binance upper case, maybe not ASCII; tickers of stocks as they are")
 MARKET_COLUMNS = (
     VENUE,
     SYMBOL,
     time("time", "the venue's own time of the fact, UTC"),
     time("received_time", "when it reached us, our clock; null when backfilled", nullable=True),
     text("source", "live, rest, dump, flatfile or derived"),
+)
+# What the symbol of an option says; null of everything else. Columns for filters.
+OPTION_COLUMNS = (
+    text("underlying", "of an option: the root of its symbol", nullable=True),
+    Column("expiry", pl.Date(), "of an option: the last day on which it can be exercised", nullable=True),
+    text("right", "of an option: C (call) or P (put)", nullable=True),
+    price("strike", "of an option: quote units per unit of the underlying", nullable=True),
 )
 DATE = Column("date", pl.Date(), "UTC date; the partition column")
 
@@ -159,6 +169,23 @@ class Dump:
 
 
 @dataclass(frozen=True, slots=True)
+class FlatKind:
+    """A kind of flat file (PROTOCOLS E.3): one CSV a day with all tickers of a `venue`.
+
+    `columns` are those of the CSV that are wanted, each with the table's name for it; the header says where they are.
+    `says` is what every row of this road says; `timeframe` is that of bars, "" of other rows. `calendar` is the one
+    that tells on which days there should be a file, `zone` the one in which the day of a file is counted.
+    """
+
+    venue: str
+    columns: Mapping[str, str]
+    says: Mapping[str, Any] = field(default_factory=dict)
+    timeframe: str = ""
+    calendar: str = "XNYS"
+    zone: str = "America/New_York"
+
+
+@dataclass(frozen=True, slots=True)
 class Chain:
     """The columns by which an event says what it follows: it holds the ids `first` to `last`, and comes after
     `previous` (or, where that is null, after `first` - 1). Rows with `apart` are no links of it."""
@@ -171,7 +198,7 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A table and the roads into it.
+    """A table and the roads into it; `flat` are the kinds of flat files by their folder in the bucket.
 
     `key` says which rows are the same row. `order` is the column of the key that rises within `within`: a row above
     everything seen there is new without a look into the table. `derived` columns are computed, whatever the road.
@@ -194,6 +221,7 @@ class Dataset:
     live: Live | None = None
     poll: Poll | None = None
     dump: Dump | None = None
+    flat: Mapping[str, FlatKind] = field(default_factory=dict)
     derived: Mapping[str, pl.Expr] = field(default_factory=dict)
 
     @property
