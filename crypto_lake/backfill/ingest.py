@@ -56,7 +56,7 @@ class Stopped(Exception):
 class Unfit(Exception):
     """An archive cannot be what it should be; the text says which and why."""
 
-    def __init__(self, landed: "Landed", reason: str) -> None:
+    def __init__(self, landed: Any, reason: str) -> None:
         super().__init__(reason)
         self.landed = landed
 
@@ -157,6 +157,11 @@ class Told:
     on_rows: Callable[[int], None] = lambda _: None
     stop: threading.Event = field(default_factory=threading.Event)
 
+    def look(self) -> None:
+        """Raises `Stopped` when somebody asks to stop."""
+        if self.stop.is_set():
+            raise Stopped
+
 
 def ingest(
     lake: Lake,
@@ -253,9 +258,14 @@ def enter(lake: Lake, taken: Iterable[Taken], known: dict[str, str], *, now: dat
     Of days that are marked already the mark says nothing of a file that was compared with them: of such a file the
     ledger has to speak last, after the certificates. Until it does, the file is to be taken.
     """
-    fresh = [each for each in taken if known.get(each.job.file.path) != each.job.sha256]
-    lake.add(DUMP_FILE, _ledger(fresh, now))
-    known.update((each.job.file.path, each.job.sha256) for each in fresh)
+    known.update(enter_rows(lake, (_entry(each, now) for each in taken), known))
+
+
+def enter_rows(lake: Lake, entries: Iterable[dict[str, Any]], known: Mapping[str, str]) -> dict[str, str]:
+    """Entries into the ledger, but those whose sum is `known`; the sums of the others. Raises `CommitFailed`."""
+    fresh = [entry for entry in entries if known.get(entry["path"]) != entry["sha256"]]
+    lake.add(DUMP_FILE, pl.DataFrame(fresh, schema=DUMP_FILE.schema))
+    return {entry["path"]: entry["sha256"] for entry in fresh}
 
 
 def _short_month(taken: Taken) -> Iterator[Finding]:
@@ -277,24 +287,23 @@ def _short_month(taken: Taken) -> Iterator[Finding]:
         )
 
 
-def _ledger(taken: Sequence[Taken], now: datetime) -> pl.DataFrame:
-    rows = [
-        {
-            "path": each.job.file.path,
-            "sha256": each.job.sha256,
-            "etag": (got := each.landed.fetched).etag,
-            "last_modified": got.last_modified,
-            "size": got.size,
-            "rows": each.rows,
-            "first_time": each.first_time,
-            "last_time": each.last_time,
-            "state": INGESTED,
-            "state_time": now,
-            "date": now.date(),
-        }
-        for each in taken
-    ]
-    return pl.DataFrame(rows, schema=DUMP_FILE.schema)
+def _entry(taken: Taken, now: datetime) -> dict[str, Any]:
+    """An archive as the ledger has it."""
+    got = taken.landed.fetched
+    return {
+        "path": taken.job.file.path,
+        "sha256": taken.job.sha256,
+        "etag": got.etag,
+        "last_modified": got.last_modified,
+        "size": got.size,
+        "rows": taken.rows,
+        "first_time": taken.first_time,
+        "last_time": taken.last_time,
+        "state": INGESTED,
+        "state_time": now,
+        "date": now.date(),
+        "refused_rows": len(taken.refused),
+    }
 
 
 class _Mixed(Exception):
@@ -340,8 +349,8 @@ class _Archive:
         return self.taken
 
     def _sorted(self) -> Iterator[pl.DataFrame]:
-        with _desk(self.landed.fetched.path) as desk:
-            yield from _sorted(self.dataset, self._shaped(), self.taken, self.now_us, desk)
+        with desk(self.landed.fetched.path) as folder:
+            yield from _sorted(self.dataset, self._shaped(), self.taken, self.now_us, folder)
 
     def _rising(self) -> Iterator[pl.DataFrame]:
         """The rows as they come, as long as they rise: then none comes twice."""
@@ -364,8 +373,7 @@ class _Archive:
             if rows.height:
                 yield rows
             self.told.on_rows(rows.height)
-            if self.told.stop.is_set():
-                raise Stopped
+            self.told.look()
 
     def _parsed(self, path: Path, archive: Archive) -> Iterator[pl.DataFrame]:
         layout: Layout | None = None
@@ -497,7 +505,7 @@ def _by_day(rows: pl.DataFrame) -> Iterator[tuple[date, pl.DataFrame]]:
 
 
 @contextmanager
-def _desk(archive: Path) -> Iterator[Path]:
+def desk(archive: Path) -> Iterator[Path]:
     """A folder beside an archive for as long as it is sorted; what killed processes left of theirs goes first."""
     for left in archive.parent.glob(f"{glob.escape(archive.name)}.sort-*"):
         with suppress(OSError), _locked(left):  # where it is refused somebody sorts

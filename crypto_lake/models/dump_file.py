@@ -23,6 +23,7 @@ DUMP_FILE = Dataset(
         time("last_time", "of its last row", nullable=True),
         text("state", "ingested, replaced or quarantined"),
         time("state_time", "when it came into this state, our clock"),
+        integer("refused_rows", "lines that are no rows and stand in `rejected`", nullable=True),
         DATE,
     ),
     key=("path", "state_time"),

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from crypto_lake.models.dataset import TIME, Archive, Column, Dataset
+from crypto_lake.models.dataset import TIME, Archive, Column, Dataset, FlatKind
 
 if TYPE_CHECKING:
     from crypto_lake.processors.digits import Kind
@@ -56,8 +56,11 @@ KINDS: Final[dict[pl.DataType, "Kind"]] = {
     pl.Int64(): "whole",
     pl.Float64(): "number",
     pl.Boolean(): "flag",
+    pl.String(): "text",
     TIME: "time",
 }
+# In these there may be nothing, if the column may be null.
+MAYBE: Final[dict[pl.DataType, "Kind"]] = {pl.Int64(): "maybe whole", pl.Float64(): "maybe number"}
 ARROW: Final = {
     pl.Int64(): pa.int64(),
     pl.Float64(): pa.float64(),
@@ -101,7 +104,7 @@ class Layout:
     _refused: int = 0
 
     @classmethod
-    def of(cls, dataset: Dataset, archive: Archive, text: Text) -> "Layout":
+    def of(cls, dataset: Dataset, archive: Archive | FlatKind, text: Text) -> "Layout":
         """The layout of a file that begins with `text`. Raises `Misfit` if its columns are not those of `archive`."""
         line, _ = _first_line(bytes(text[:LONGEST_HEADER]).removeprefix(BOM))
         try:
@@ -146,27 +149,38 @@ class Layout:
         if self.compiled_from_bytes is None or len(text) < max(self.compiled_from_bytes, 1) or not self._kinds:
             return None
         digits, unit = _digits(), self.unit or self._first_unit(text)
-        if digits is None or unit not in UNITS:
+        if digits is None or (self._times_at and unit not in UNITS):
             return None
-        least, most = UNITS[unit]
+        least, most = UNITS[unit] if unit else (0, 0)
         try:
-            columns = digits.read_columns(text, self._kinds, least=least, most=most, scale=MICROSECONDS.get(unit, 0))
+            columns = digits.read_columns(
+                text, self._kinds, least=least, most=most, scale=MICROSECONDS.get(unit or "", 0)
+            )
         except digits.Unusual:
             return None
+        frame = _frame([column for column in self.columns if column], columns).select(*self.kept)
+        if any(frame[name].null_count() for name, column in self.kept.items() if not column.nullable):
+            return None
         self.unit = unit
-        return _frame([column for column in self.columns if column], columns).select(*self.kept)
+        return frame
 
     @cached_property
     def _kinds(self) -> "tuple[Kind, ...]":
         """What the compiled reader is to make of the fields; nothing if it cannot."""
-        kinds = [KINDS.get(column.dtype) if column else "skip" for column in self.columns]
+        kinds = [_kind(column) if column else "skip" for column in self.columns]
         known = tuple(kind for kind in kinds if kind)
         return known if len(known) == len(kinds) else ()
 
+    @cached_property
+    def _times_at(self) -> list[int]:
+        """The places of the times in a line."""
+        return [place for place, column in enumerate(self.columns) if column and column.dtype == TIME]
+
     def _first_unit(self, text: Text) -> str | None:
-        """The unit of the first time in `text`; None if it is no plain number."""
-        place = next(place for place, column in enumerate(self.columns) if column and column.dtype == TIME)
-        fields = bytes(text[:LONGEST_HEADER]).partition(b"\n")[0].split(b",")
+        """The unit of the first time in `text`; None if it is no plain number, or if there are no times."""
+        if not self._times_at:
+            return None
+        (place, *_), fields = self._times_at, bytes(text[:LONGEST_HEADER]).partition(b"\n")[0].split(b",")
         found = re.fullmatch(rb"[0-9]{1,19}", fields[place]) if place < len(fields) else None
         return unit_of(int(found[0])) if found else None
 
@@ -205,6 +219,8 @@ class Layout:
         if not all(frame.select(pl.selectors.float().is_finite().all()).row(0)):
             return None
         times = [name for name, column in self.kept.items() if column.dtype == TIME]
+        if not times:
+            return frame
         ends = frame.select(pl.col(times).min().name.suffix(" first"), pl.col(times).max().name.suffix(" last")).row(0)
         units = {unit_of(end) or "" for end in ends if end is not None} | ({self.unit} if self.unit else set())
         if len(units) != 1 or not units <= UNITS.keys():
@@ -262,15 +278,42 @@ def _digits() -> Any:
         return None
 
 
-def _frame(columns: Sequence[Column], values: Sequence[npt.NDArray[Any]]) -> pl.DataFrame:
+def _kind(column: Column) -> "Kind | None":
+    """What the compiled reader is to make of a column's fields; None if it cannot."""
+    return (MAYBE.get(column.dtype) if column.nullable else None) or KINDS.get(column.dtype)
+
+
+def _frame(columns: Sequence[Column], values: Sequence[Any]) -> pl.DataFrame:
     """A frame of arrays that nobody else will change: they are not copied. Of truths eight are in a byte."""
-    rows = next(len(each) for column, each in zip(columns, values, strict=True) if column.dtype != pl.Boolean)
+    both = list(zip(columns, values, strict=True))
+    rows = next(len(each) for column, each in both if column.dtype in (pl.Int64, pl.Float64, TIME))
     arrays = [
         pa.Array.from_buffers(ARROW[column.dtype], rows, [None, pa.py_buffer(each)])
-        for column, each in zip(columns, values, strict=True)
+        for column, each in both
+        if column.dtype != pl.String
     ]
-    batch = pa.RecordBatch.from_arrays(arrays, names=[column.name for column in columns])
-    return pl.DataFrame(pl.from_arrow(batch))
+    names = [column.name for column, _ in both if column.dtype != pl.String]
+    frame = pl.DataFrame(pl.from_arrow(pa.RecordBatch.from_arrays(arrays, names=names)))
+    texts = [_texts(column.name, each) for column, each in both if column.dtype == pl.String]
+    maybe = [(column, each) for column, each in both if _kind(column) in MAYBE.values()]
+    return frame.with_columns(*texts, *(_known(column) for column, each in maybe if _lacks(each)))
+
+
+def _texts(name: str, texts: Any) -> pl.Series:
+    """The texts of the compiled reader; one without a letter is none."""
+    distinct = pl.Series(name, pl.from_arrow(texts.distinct))
+    distinct = distinct.set(distinct.str.len_bytes() == 0, None)
+    return distinct.gather(texts.places)
+
+
+def _lacks(values: npt.NDArray[Any]) -> bool:
+    """Whether the compiled reader has put what it puts in place of a number that is not there; no text has it."""
+    return bool((np.isnan(values) if values.dtype == np.float64 else values == _digits().NO_WHOLE).any())
+
+
+def _known(column: Column) -> pl.Expr:
+    own = pl.col(column.name)
+    return pl.when(own.is_not_nan() if column.dtype == pl.Float64 else own != _digits().NO_WHOLE).then(own)
 
 
 def _instants(numbers: pl.Series, unit: str) -> pl.Series:
@@ -314,7 +357,7 @@ def _first_line(text: bytes) -> tuple[bytes, int]:
     return found[0], end or len(text)
 
 
-def _by_place(dataset: Dataset, archive: Archive, count: int) -> tuple[Column | None, ...]:
+def _by_place(dataset: Dataset, archive: Archive | FlatKind, count: int) -> tuple[Column | None, ...]:
     if count != len(archive.columns):
         wanted = ", ".join(archive.columns)
         raise Misfit(
@@ -323,7 +366,7 @@ def _by_place(dataset: Dataset, archive: Archive, count: int) -> tuple[Column | 
     return tuple(dataset.column(name) if name else None for name in archive.columns.values())
 
 
-def _by_name(dataset: Dataset, archive: Archive, names: Sequence[str]) -> tuple[Column | None, ...]:
+def _by_name(dataset: Dataset, archive: Archive | FlatKind, names: Sequence[str]) -> tuple[Column | None, ...]:
     wanted = {name: column for name, column in archive.columns.items() if column}
     missing = [name for name in wanted if name not in names]
     if missing:

@@ -10,18 +10,20 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import llvmlite.binding as llvm
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from llvmlite import ir
 
 if sys.byteorder != "little":
     raise ImportError("eight digits are read as one little-endian number")
 
-# What is made of a field: nothing, Int64, Float64, a byte that is 1 or 0, or Int64 microseconds.
-Kind = Literal["skip", "whole", "number", "flag", "time"]
+# What is made of a field: nothing, Int64, Float64, a byte that is 1 or 0, Int64 microseconds, or a text. With "maybe"
+# there may be nothing in it, which becomes `NO_WHOLE` or a NaN.
+Kind = Literal["skip", "whole", "number", "flag", "time", "text", "maybe whole", "maybe number"]
 Text = bytes | bytearray | memoryview
 # `read(outs, position, limit, row, capacity, least, most, scale)`: see `reader`.
 Read = Callable[[int, int, int, int, int, int, int, int], int]
@@ -37,6 +39,10 @@ MOST_DIGITS: Final = 19
 EXACT: Final = 2**53
 ENGINES: Final[list[Any]] = []
 
+# In place of a number that is not there.
+NO_WHOLE: Final = -(2**63)
+NO_NUMBER: Final = 0x7FF8 << 48
+
 I8, I64, F64 = ir.IntType(8), ir.IntType(64), ir.DoubleType()
 # A value (its bits), and where the next field begins; 0 if something is unusual.
 FOUND: Final = ir.LiteralStructType([I64, I64])
@@ -50,13 +56,20 @@ TRUE: Final = int.from_bytes(b"true", "little")
 FALSE: Final = int.from_bytes(b"false", "little")
 
 
+class Texts(NamedTuple):
+    """A column of texts: row by row the place of its text in `distinct`; neighbours that are equal share one."""
+
+    places: npt.NDArray[np.int32]
+    distinct: pa.Array
+
+
 class Unusual(Exception):
     """There is a line that is not for this reader; no row of its text is read."""
 
 
 def read_columns(
     text: Text, kinds: tuple[Kind, ...], *, least: int, most: int, scale: int
-) -> list[npt.NDArray[np.generic]]:
+) -> list[npt.NDArray[np.generic] | Texts]:
     """The columns of the lines in `text`, one for each kind but "skip"; of flags eight are in a byte, lowest first.
 
     Times must be from `least` to `most`, and are multiplied by `scale`, or divided by 1000 if it is 0. The first
@@ -86,10 +99,12 @@ class _Cells:
         self._kinds = [kind for kind in kinds if kind != "skip"]
         self._cells = np.empty((len(self._kinds), capacity), np.int64)
         self._rows = 0
+        self._texts: dict[int, list[Texts]] = {at: [] for at, kind in enumerate(self._kinds) if kind == "text"}
 
     def fill(self, text: Text, limit: int) -> int:
         """Reads the lines that begin before `limit`, and returns where the one behind them begins."""
-        first = np.frombuffer(text, np.uint8).ctypes.data
+        letters = np.frombuffer(text, np.uint8)
+        first, before = letters.ctypes.data, self._rows
         position = np.array([first], np.int64)
         while True:
             capacity = self._cells.shape[1]
@@ -98,18 +113,45 @@ class _Cells:
                 outs.ctypes.data, position.ctypes.data, first + limit, self._rows, capacity, *self._unit
             )
             if position[0] >= first + limit:
+                for at, texts in self._texts.items():
+                    # As long as it is the same text in front of us.
+                    texts.append(_texts(letters, self._cells[at, before : self._rows]))
                 return int(position[0] - first)
             if self._rows < capacity:
                 raise Unusual
             self._cells = np.concatenate([self._cells, np.empty_like(self._cells)], axis=1)
 
-    def columns(self) -> Iterator[npt.NDArray[np.generic]]:
+    def columns(self) -> Iterator[npt.NDArray[np.generic] | Texts]:
         """What is filled."""
-        for kind, column in zip(self._kinds, self._cells, strict=True):
-            if kind == "flag":
+        for at, (kind, column) in enumerate(zip(self._kinds, self._cells, strict=True)):
+            if kind == "text":
+                yield _joined(self._texts[at])
+            elif kind == "flag":
                 yield np.packbits(column.view(np.uint8)[: self._rows], bitorder="little")
             else:
-                yield column[: self._rows].view(np.float64 if kind == "number" else np.int64)
+                yield column[: self._rows].view(np.float64 if kind.endswith("number") else np.int64)
+
+
+def _texts(letters: npt.NDArray[np.uint8], cells: npt.NDArray[np.int64]) -> Texts:
+    """The texts at the addresses in cells (with the length in the lowest byte), as they stand in `letters`."""
+    changes = np.flatnonzero(cells[1:] != cells[:-1]) + 1
+    firsts = np.concatenate([np.zeros(min(1, len(cells)), np.int64), changes])
+    places = np.repeat(np.arange(len(firsts), dtype=np.int32), np.diff(np.append(firsts, len(cells))))
+    found = cells[firsts]
+    begins, lengths = (found >> 8) - letters.ctypes.data, found & 0xFF
+    ends = np.cumsum(lengths)
+    # Where in `letters` each letter of the texts, one behind the other, comes from.
+    heap = letters[np.repeat(begins - ends + lengths, lengths) + np.arange(ends[-1] if len(ends) else 0)]
+    offsets = np.concatenate([np.zeros(1, np.int32), ends.astype(np.int32)])
+    return Texts(places, pa.StringArray.from_buffers(len(found), pa.py_buffer(offsets), pa.py_buffer(heap)))
+
+
+def _joined(parts: list[Texts]) -> Texts:
+    if len(parts) == 1:
+        return parts[0]
+    starts = np.cumsum([0, *(len(part.distinct) for part in parts[:-1])])
+    places = [part.places + np.int32(start) for part, start in zip(parts, starts, strict=True)]
+    return Texts(np.concatenate(places), pa.concat_arrays([part.distinct for part in parts]))
 
 
 @cache
@@ -129,6 +171,8 @@ def reader(kinds: tuple[Kind, ...]) -> Read:
     _write_whole(module)
     _write_number(module)
     _write_skip(module)
+    _write_text(module)
+    _write_same(module)
     _write_read(module, kinds)
     return _compiled(module)
 
@@ -366,17 +410,71 @@ def _write_skip(module: Any) -> None:
     function = _Function(module, "skip", 2, FOUND)
     position, end = function.arguments
     for _ in range(SKIPPED_WORDS):
-        word = function.load(position)
-        marks = word & TOPS
-        for mark in (COMMA, NEWLINE, QUOTE):
-            unlike = word ^ (mark * ONES)
-            marks = marks | ((unlike - ONES) & (unlike ^ (2**64 - 1)) & TOPS)
+        marks = _marks(function.load(position), COMMA, NEWLINE, QUOTE)
         with function.build.if_then(marks.differs(0).value):
             found = position + (function.first_of(marks) >> 3)
             function.give_up_unless(function.byte(found).equals(end))
             function.give(function.word(0), found + 1)
         position = position + 8
     function.give(function.word(0), function.word(0))
+
+
+def _write_text(module: Any) -> None:
+    """`text(position, end)`: address x 256 + length of the plain text in front of the byte `end`, or between quotes."""
+    function = _Function(module, "text", 2, FOUND)
+    position, end = function.arguments
+    is_quoted = function.byte(position).equals(QUOTE)
+    quoted, bare = function.blocks(2)
+    function.go(is_quoted, quoted, bare)
+    first = position + 1
+    at = first
+    for _ in range(SKIPPED_WORDS):
+        marks = _marks(function.load(at), NEWLINE, QUOTE)
+        with function.build.if_then(marks.differs(0).value):
+            behind = at + (function.first_of(marks) >> 3)
+            is_closed = function.byte(behind).equals(QUOTE) & function.byte(behind + 1).equals(end)
+            function.give_up_unless(is_closed)
+            function.give((first << 8) | (behind - first), behind + 2)
+        at = at + 8
+    function.give(function.word(0), function.word(0))
+    function.build.position_at_end(bare)
+    _, behind = function.call("skip", position, end)
+    function.give_up_unless(behind.differs(0))
+    function.give((position << 8) | (behind - position - 1), behind)
+
+
+def _write_same(module: Any) -> None:
+    """`same(position, other, length)`: whether so many bytes are the same in both places; then what is behind them."""
+    function = _Function(module, "same", 3, FOUND)
+    position, other, length = function.arguments
+    left = function.variable(length)
+    at = function.variable(function.word(0))
+    with function.repeat_while(lambda: left.get() > 8):
+        function.give_up_unless(function.load(position + at.get()).equals(function.load(other + at.get())))
+        at.set(at.get() + 8)
+        left.set(left.get() - 8)
+    unlike = function.load(position + at.get()) ^ function.load(other + at.get())
+    shift = (left.get() * -1 + 8) << 2  # by halves, for a shift by 64 means nothing
+    function.give_up_unless(((unlike << shift) << shift).equals(0))
+    function.give(function.word(1), position + length)
+
+
+def _marks(word: _Word, *bytes_: int) -> _Word:
+    """The highest bit of the first byte that is one of these, or no ASCII (and of some behind it)."""
+    marks = word & TOPS
+    for each in bytes_:
+        unlike = word ^ (each * ONES)
+        marks = marks | ((unlike - ONES) & (unlike ^ (2**64 - 1)) & TOPS)
+    return marks
+
+
+class _Seen:
+    """The text that a column had last: where the field was, how long with its quotes, and what was made of it."""
+
+    def __init__(self, function: _Function, position: _Variable) -> None:
+        self.begin = function.variable(position.get())
+        self.length = function.variable(function.word(0))
+        self.value = function.variable(position.get() << 8)
 
 
 class _Line:
@@ -467,6 +565,35 @@ class _Line:
         self.go_on_if((yes | no) & function.byte(behind).equals(end))
         self.found(yes.chosen(function.word(1), function.word(0)), behind + 1)
 
+    def maybe(self, kind: str, end: int) -> None:
+        """A number, or nothing."""
+        function, position = self.function, self.position.get()
+        nothing, some, done = function.blocks(3)
+        function.go(function.byte(position).equals(end), nothing, some)
+        self.found(function.word(NO_NUMBER if kind == "number" else NO_WHOLE), position + 1)
+        function.build.branch(done)
+        function.build.position_at_end(some)
+        getattr(self, kind)(end)
+        function.build.branch(done)
+        function.build.position_at_end(done)
+
+    def text(self, end: int, seen: _Seen) -> None:
+        """Mostly the text that was there in the line before."""
+        function, position = self.function, self.position.get()
+        same, other, new, done = function.blocks(4)
+        is_same, behind = function.call("same", position, seen.begin.get(), seen.length.get())
+        function.go(is_same.equals(1), same, other)
+        function.go(function.byte(behind).equals(end), new, other)
+        self.found(seen.value.get(), behind + 1)
+        function.build.branch(done)
+        function.build.position_at_end(other)
+        self.call("text", end)
+        seen.begin.set(position)
+        seen.length.set(self.position.get() - position - 1)
+        seen.value.set(self.value.get())
+        function.build.branch(done)
+        function.build.position_at_end(done)
+
     def time(self, end: int, least: _Word, most: _Word, scale: _Word) -> None:
         self.whole(end)
         value = self.value.get()
@@ -482,12 +609,18 @@ def _write_read(module: Any, kinds: Sequence[Kind]) -> None:
     position, begin = function.variable(function.load(place)), function.variable(limit)
     row = function.variable(first_row)
     line = _Line(function, position, unusual)
+    seen = {number: _Seen(function, position) for number, kind in enumerate(kinds, 1) if kind == "text"}
     with function.repeat_while(lambda: (position.get() < limit) & (row.get() < capacity)):
         begin.set(position.get())
         free = iter(columns)
         for number, kind in enumerate(kinds, 1):
             end = COMMA if number < len(kinds) else NEWLINE
-            getattr(line, kind)(end, *(unit if kind == "time" else ()))
+            if kind == "text":
+                line.text(end, seen[number])
+            elif kind.startswith("maybe "):
+                line.maybe(kind.removeprefix("maybe "), end)
+            else:
+                getattr(line, kind)(end, *(unit if kind == "time" else ()))
             if kind == "flag":
                 function.store(line.value.get(), next(free) + row.get(), I8)
             elif kind != "skip":

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import lru_cache
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, cast
 from uuid import uuid4
 
 import polars as pl
@@ -20,19 +21,24 @@ import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError
 from deltalake.fs import DeltaStorageHandler
-from deltalake.transaction import AddAction
+from deltalake.transaction import AddAction, RemoveAction
 from pyarrow import fs
 
 from crypto_lake.models import Dataset
-from crypto_lake.models.dataset import TIME
+from crypto_lake.models.dataset import TIME, Column
 from crypto_lake.writers import CommitConflict, CommitFailed, CommitUnknown
 from crypto_lake.writers.delta import PARTITION, STORE_ERRORS, Lake, reason
-from crypto_lake.writers.rewrite import COMMIT_TRIES, QUIET, files_of, now_ms, scans, statistic
+from crypto_lake.writers.rewrite import COMMIT_TRIES, QUIET, files_of, moved, now_ms, removal, scans, statistic
 
 # The same for every row of a file, or nearly: as a dictionary they cost nothing.
 CONSTANT: Final = pa.dictionary(pa.int32(), pa.string())
+# In files with all symbols of a day rows stand together by these.
+CLUSTERED: Final = frozenset({"symbol", "underlying"})
+OF_CONTRACTS: Final = frozenset({"expiry", "right", "strike"})
 # Smaller pieces wait for the next ones, so that a small file's rows make one group, not one per piece.
 GROUP_ROWS: Final = 32_768
+# In larger groups one symbol's rows would be a long read.
+MOST_GROUP_ROWS: Final = 131_072
 LEVEL: Final = 1
 # A constant column is cut from one that is this long, or a multiple.
 REPEATED: Final = 1 << 18
@@ -64,7 +70,9 @@ class _Part:
 class Bulk:
     """Rows on their way into a table. Whoever does not `commit` has to `discard`.
 
-    `says` are columns that hold one word in all the rows to come (venue, symbol, source); change them with `speak`.
+    Columns that hold one word in all the rows to come (venue, symbol, source) are named with `speak`. Where the symbol
+    is not one of them its rows stand together, as in files that have all symbols of a day; they may be so many that
+    keys are not compared when somebody else was faster: that he wrote rows with the same words is a conflict then.
     """
 
     def __init__(self, lake: Lake, dataset: Dataset) -> None:
@@ -76,6 +84,9 @@ class Bulk:
         self._parts: dict[date, _Part] = {}
         self._says: dict[str, str] = {}
         self._symbols: set[str] = set()
+        self._removed: list[RemoveAction] = []
+        self._moved: list[AddAction] = []
+        self._actions: list[AddAction] = []
 
     def speak(self, **says: str) -> None:
         """What stands in these columns in all rows from here on."""
@@ -101,11 +112,44 @@ class Bulk:
         """Whether the table holds nothing on that day."""
         return self._files.filter(pl.col(PARTITION) == day).is_empty()
 
+    def replace(self, days: Sequence[date], rows: pl.Expr) -> list[pl.LazyFrame]:
+        """Takes rows out of the table with the commit to come: those of these days for which `rows` holds.
+
+        What else is in their files moves to other files. Returns what is taken out, file by file. `add` does not look
+        at what is taken out: the same keys may come again.
+        """
+        found = []
+        for file, held, count in self._with(days, rows):
+            if count:
+                day = file[PARTITION]
+                found.append(held.filter(rows).with_columns(pl.lit(day).alias(PARTITION)))
+                self._removed.append(removal(file, day, is_change=True))
+                kept = held.filter(~rows.fill_null(value=False))
+                self._moved += moved(self._table, self.dataset, day, [kept], Path(file["path"]).name)
+        return found
+
+    def count(self, days: Sequence[date], rows: pl.Expr) -> int:
+        """For how many rows of these days `rows` holds."""
+        return sum(count for _, _, count in self._with(days, rows))
+
+    def _with(self, days: Sequence[date], rows: pl.Expr) -> Iterator[tuple[dict[str, Any], pl.LazyFrame, int]]:
+        """The files of these days, their rows, and for how many of them `rows` holds."""
+        files = self._files.filter(pl.col(PARTITION).is_in(days))
+        for file, held in zip(files.to_dicts(), scans(self._table, files["path"].to_list()), strict=True):
+            yield file, held, held.filter(rows).select(pl.len()).collect(engine="streaming").item()
+
+    def written(self) -> list[pl.LazyFrame]:
+        """The rows that were added, file by file; nothing can be added any more."""
+        self._actions = self._finish()
+        files = zip(self._parts, scans(self._table, [part.path for part in self._parts.values()]), strict=True)
+        return [rows.with_columns(pl.lit(day).alias(PARTITION)) for day, rows in files]
+
     def add(self, day: date, rows: pl.DataFrame) -> None:
         """Rows of one day, as `shape` makes them, none of whose keys the table holds."""
         if rows.is_empty():
             return
-        self._symbols.add(self._says["symbol"])
+        if "symbol" in self._says:
+            self._symbols.add(self._says["symbol"])
         part = self._parts.get(day) or self._begin(day)
         part.waiting.append(self._as_arrow(rows))
         for name, word in self._says.items():
@@ -121,7 +165,7 @@ class Bulk:
         Raises `CommitConflict` when somebody added rows under the same keys meanwhile (nothing is written: look again),
         and `CommitFailed`.
         """
-        added = self._finish()
+        added = [*(self._actions or self._finish()), *self._moved]
         rows = sum(part.rows for part in self._parts.values())
         for _ in range(COMMIT_TRIES):
             try:
@@ -130,7 +174,7 @@ class Bulk:
                 if not self._has_landed(marks, error):
                     self._look_again()
                     continue
-            self._parts = {}
+            self._parts, self._moved = {}, []
             return rows
         raise CommitFailed(f"{self.dataset.name}: {COMMIT_TRIES} commits lost against other writers")
 
@@ -141,7 +185,10 @@ class Bulk:
                 part.writer.close()
             with contextlib.suppress(*STORE_ERRORS):
                 self._store.delete_file(part.path)
-        self._parts = {}
+        for action in self._moved:
+            with contextlib.suppress(*STORE_ERRORS):
+                self._store.delete_file(action.path)
+        self._parts, self._moved = {}, []
 
     def _begin(self, day: date) -> _Part:
         path = f"{PARTITION}={day.isoformat()}/{self._name(day)}-{uuid4()}.parquet"
@@ -153,7 +200,7 @@ class Bulk:
             filesystem=self._store,
             compression="zstd",
             compression_level=LEVEL,
-            use_dictionary=[name for name in schema.names if _repeats(self.dataset.schema[name])],
+            use_dictionary=[name for name in schema.names if self._repeats(name)],
             # Ids and times rise: their differences are small.
             column_encoding={name: "DELTA_BINARY_PACKED" for name in schema.names if _rises(self.dataset.schema[name])},
             # Of what nobody looks for: writing down the lowest and highest price costs more than it saves.
@@ -172,23 +219,34 @@ class Bulk:
     def _schema(self) -> pa.Schema:
         # What is never null needs no note per row that it is not.
         fields = [
-            pa.field(column.name, CONSTANT if column.name in self._says else _arrow_type(column.dtype), column.nullable)
+            pa.field(column.name, CONSTANT if self._is_word(column) else _arrow_type(column.dtype), column.nullable)
             for column in self.dataset.columns
             if column.name != PARTITION
         ]
         return pa.schema(fields)
 
+    def _repeats(self, name: str) -> bool:
+        """Whether its values come again and again in a group of rows: one symbol's prices do, those of many do not."""
+        dtype = self.dataset.schema[name]
+        return dtype == pl.String or name in OF_CONTRACTS or (dtype == pl.Float64 and "symbol" in self._says)
+
+    def _is_word(self, column: Column) -> bool:
+        """Whether it is written as a dictionary: one word for all rows, or one for many rows in a row."""
+        return column.name in self._says or column.name in CLUSTERED
+
     def _as_arrow(self, rows: pl.DataFrame) -> pa.Table:
         schema = self._schema()
-        varying = [name for name in schema.names if name not in self._says]
-        table = rows.select(varying).to_arrow()
-        columns = [
-            _constant(self._says[name], rows.height)
-            if name in self._says
-            else table.column(name).cast(schema.field(name).type)
-            for name in schema.names
-        ]
+        columns = [self._column(rows[field.name], field.type) for field in schema]
         return pa.Table.from_arrays(columns, schema=schema)
+
+    def _column(self, values: pl.Series, wanted: pa.DataType) -> pa.Array | pa.ChunkedArray:
+        if values.name in self._says:
+            return _constant(self._says[values.name], len(values))
+        if values.null_count() == len(values):
+            return _nothing(wanted, len(values))
+        if values.name in CLUSTERED:
+            return _runs(values)
+        return values.to_frame().to_arrow().column(0).cast(wanted)
 
     def _finish(self) -> list[AddAction]:
         return [self._closed(day, part) for day, part in sorted(self._parts.items())]
@@ -207,7 +265,7 @@ class Bulk:
             Transaction(mark.app, (self._table.transaction_version(mark.app) or 0) | mark.days) for mark in marks
         ]
         self._table.create_write_transaction(
-            list(added),
+            [*added, *self._removed],
             "append",
             self._table.schema(),
             [PARTITION],
@@ -220,7 +278,7 @@ class Bulk:
         """Whether the table names our files (without any: our days). Raises `CommitFailed`, `CommitUnknown`."""
         try:
             self._table = _opened(self._lake, self.dataset)
-            paths = {part.path for part in self._parts.values()}
+            paths = {part.path for part in self._parts.values()} | {action.path for action in self._moved}
             landed = paths <= set(files_of(self._table)["path"])
             if not paths:
                 noted = marked(self._table, [mark.app for mark in marks])
@@ -232,17 +290,26 @@ class Bulk:
         return landed
 
     def _look_again(self) -> None:
-        """Whether the files that are new in the table hold any of our keys."""
+        """Whether the files that are new in the table hold any of our keys, or files that we replace are gone."""
         files = files_of(self._table)
         fresh = files.join(self._files, on="path", how="anti").filter(pl.col(PARTITION).is_in(list(self._parts)))
         self._files = files
+        if not {action.path for action in self._removed} <= set(files["path"]):
+            raise CommitConflict(f"{self.dataset.name}: somebody else replaced the same files meanwhile")
         for (day,), some in fresh.group_by(PARTITION):
-            theirs = _read(self._table, some["path"].to_list(), self.dataset.key, {"symbol": self._symbols})
-            if theirs.is_empty():
-                continue
-            ours = _read(self._table, [self._parts[day].path], self.dataset.key, {})
-            if ours.join(theirs, on=list(self.dataset.key), how="semi").height:
+            if self._has_ours(cast(date, day), some["path"].to_list()):
                 raise CommitConflict(f"{self.dataset.name} {day}: somebody else added the same rows meanwhile")
+
+    def _has_ours(self, day: date, paths: Sequence[str]) -> bool:
+        """Whether files hold keys that we add on a day; with all symbols in one file: rows with the same words."""
+        if not self._symbols:
+            words = {name: word for name, word in self._says.items() if name in (*self.dataset.key, "source")}
+            return not _read(self._table, paths, ["venue"], words, at_most=1).is_empty()
+        theirs = _read(self._table, paths, self.dataset.key, {"symbol": self._symbols})
+        if theirs.is_empty():
+            return False
+        ours = _read(self._table, [self._parts[day].path], self.dataset.key, {})
+        return not ours.join(theirs, on=list(self.dataset.key), how="semi").is_empty()
 
 
 def marked(table: DeltaTable | None, apps: Sequence[str]) -> dict[str, int]:
@@ -263,6 +330,8 @@ def _read(
     columns: Sequence[str],
     equals: Mapping[str, str | set[str]],
     limits: Sequence[pl.Expr] = (),
+    *,
+    at_most: int | None = None,
 ) -> pl.DataFrame:
     schema = dict(pl.Schema(table.schema()))
     nothing = pl.DataFrame(schema={name: schema[name] for name in columns})
@@ -271,12 +340,15 @@ def _read(
         for name, value in equals.items()
     ]
     found = [rows.filter(*conditions, *limits).select(columns) for rows in scans(table, paths)]
+    found = found if at_most is None else [rows.head(at_most) for rows in found]
     return pl.concat([nothing, *pl.collect_all(found)])
 
 
 def _flush(part: _Part) -> None:
     if part.waiting:
-        part.writer.write_table(pa.concat_tables(part.waiting), row_group_size=part.waiting_rows)
+        groups = -(-part.waiting_rows // MOST_GROUP_ROWS)
+        together = pa.concat_tables(part.waiting).unify_dictionaries()
+        part.writer.write_table(together, row_group_size=-(-part.waiting_rows // groups))
         part.waiting, part.waiting_rows = [], 0
 
 
@@ -289,6 +361,25 @@ def _repeated(word: str, count: int) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), count), pa.array([word], pa.string()))
 
 
+def _nothing(wanted: pa.DataType, count: int) -> pa.Array:
+    return _nulls(wanted, -(-count // REPEATED) * REPEATED).slice(0, count)
+
+
+@lru_cache(maxsize=16)
+def _nulls(wanted: pa.DataType, count: int) -> pa.Array:
+    return pa.nulls(count, wanted)
+
+
+def _runs(values: pl.Series) -> pa.DictionaryArray:
+    """Texts each of which stands many times in a row: they are not looked at one by one again by the writer."""
+    places = values.rle_id()
+    firsts = places.search_sorted(pl.arange(0, int(places[-1]) + 1, eager=True, dtype=pl.UInt32))
+    texts = values.gather(firsts)
+    if texts.n_unique() < len(texts):  # they come back: one word may stand in a dictionary once
+        return values.to_frame().to_arrow().column(0).cast(pa.string()).combine_chunks().dictionary_encode()
+    return pa.DictionaryArray.from_arrays(places.cast(pl.Int32).to_arrow(), texts.to_arrow().cast(pa.string()))
+
+
 def _arrow_type(dtype: pl.DataType) -> pa.DataType:
     return pl.Series([], dtype=dtype).to_arrow(compat_level=pl.CompatLevel.oldest()).type
 
@@ -296,10 +387,6 @@ def _arrow_type(dtype: pl.DataType) -> pa.DataType:
 def _sought(dataset: Dataset) -> set[str]:
     """The columns by which files are skipped, and what is in them is known without opening them."""
     return {*dataset.key, "venue", "symbol", "source", "time"}
-
-
-def _repeats(dtype: pl.DataType) -> bool:
-    return dtype in (pl.String, pl.Float64)
 
 
 def _rises(dtype: pl.DataType) -> bool:

@@ -11,6 +11,7 @@ from deltalake import (
     CommitProperties,
     DeltaTable,
     PostCommitHookProperties,
+    Schema,
     Transaction,
     WriterProperties,
     write_deltalake,
@@ -28,6 +29,8 @@ SYSTEM_SAID: Final = re.compile(r"[^:\n]*\(os error \d+\)")
 SLACK: Final = pl.duration(days=1)
 # So many who note the same at the same moment are sorted out.
 GUARDED_TRIES: Final = 5
+# Deleting old logs after a commit may fail although the commit stands; maintenance does that.
+QUIETLY: Final = PostCommitHookProperties(cleanup_expired_logs=False)
 # Whatever the object store or the log raises; a commit either shows in the table afterwards or it does not.
 STORE_ERRORS: Final = (DeltaError, OSError, ValueError, pl.exceptions.PolarsError)
 
@@ -59,13 +62,12 @@ class Lake:
             return None
 
     def check(self, dataset: Dataset) -> None:
-        """Makes the table if there is none.
+        """Makes the table if there is none; columns that it lacks and that may be null are added, null in its rows.
 
         Raises `StoreAway` when the root cannot be written, `ConfigError` when the table there has other columns.
         """
         try:
-            table = self.table(dataset) or self._create(dataset)
-            found = dict(pl.Schema(table.schema()))
+            found = dict(pl.Schema(self._evolved(dataset).schema()))
         except STORE_ERRORS as error:
             raise StoreAway(f"LAKE_ROOT={self.root}: {dataset.name} cannot be opened: {reason(error)}") from None
         for name, dtype in dataset.schema.items():
@@ -95,18 +97,8 @@ class Lake:
         looked_at = self._opened.pop(dataset.name, None)
         try:
             table = looked_at or self._there(dataset)
-            write_deltalake(
-                table,
-                rows,
-                mode="append",
-                writer_properties=live_properties(dataset),
-                # No retry on top of a commit that was not looked at: its rows may have the same keys.
-                commit_properties=CommitProperties(
-                    app_transactions=[Transaction(app, end)], max_commit_retries=0 if looked_at else None
-                ),
-                # Deleting old logs after a commit may fail although the commit stands; maintenance does that.
-                post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),
-            )
+            # No retry on top of a commit that was not looked at: its rows may have the same keys.
+            _write(table, dataset, rows, {app: end}, retries=0 if looked_at else None)
         except STORE_ERRORS as error:
             table = self._settled(dataset, app, end, error)
         self._versions[dataset.name] = table.version()
@@ -137,16 +129,7 @@ class Lake:
         table = self._there(dataset)
         if guards and all(table.transaction_version(app) == version for app, version in guards.items()):
             return
-        write_deltalake(
-            table,
-            rows,
-            mode="append",
-            writer_properties=live_properties(dataset),
-            commit_properties=CommitProperties(
-                app_transactions=[Transaction(app, version) for app, version in guards.items()]
-            ),
-            post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),
-        )
+        _write(table, dataset, rows, guards)
 
     def marks(self, dataset: Dataset, groups: pl.DataFrame) -> pl.DataFrame:
         """The highest value of the order column per group and the newest time, for groups that have rows.
@@ -218,6 +201,22 @@ class Lake:
             configuration=TABLE_PROPERTIES,
         )
 
+    def _evolved(self, dataset: Dataset) -> DeltaTable:
+        """The table with all columns that it may get; another program may be adding them at the same moment."""
+        for left in reversed(range(GUARDED_TRIES)):
+            table = self.table(dataset) or self._create(dataset)
+            held = set(pl.Schema(table.schema()))
+            lacking = {each.name: each.dtype for each in dataset.columns if each.nullable and each.name not in held}
+            if not lacking:
+                break
+            try:
+                fields = Schema.from_arrow(pl.DataFrame(schema=lacking).to_arrow().schema).fields
+                table.alter.add_columns(fields, post_commithook_properties=QUIETLY)
+            except STORE_ERRORS:
+                if not left:
+                    raise
+        return table
+
     def _settled(self, dataset: Dataset, app: str, end: int, error: Exception) -> DeltaTable:
         """The table if the commit of `end` is in it all the same; else raises what the error means."""
         try:
@@ -229,6 +228,24 @@ class Lake:
             failure = CommitConflict if isinstance(error, CommitFailedError) else CommitFailed
             raise failure(f"{dataset.name}: {reason(error)}") from error
         return table
+
+
+def _write(
+    table: DeltaTable, dataset: Dataset, rows: pl.DataFrame, noted: Mapping[str, int], *, retries: int | None = None
+) -> None:
+    # A later program may have given the table columns that this one does not know: they are null in our rows.
+    has_more = len(table.schema().fields) > len(dataset.columns)
+    write_deltalake(
+        table,
+        rows,
+        mode="append",
+        schema_mode="merge" if has_more else None,
+        writer_properties=live_properties(dataset),
+        commit_properties=CommitProperties(
+            app_transactions=[Transaction(app, version) for app, version in noted.items()], max_commit_retries=retries
+        ),
+        post_commithook_properties=QUIETLY,
+    )
 
 
 def _equal(values: Mapping[str, str]) -> list[pl.Expr]:

@@ -36,6 +36,7 @@ PIECE_BYTES: Final = 128 * 1024 * 1024
 GROUP_BYTES: Final = 8 * 1024 * 1024
 GROUP_ROWS: Final = (4_096, 131_072)
 SAMPLE_ROWS: Final = 10_000
+MOVED_LEVEL: Final = 3
 SPILL_ROWS: Final = 250_000
 # Names of columns that live while a day is cut into pieces.
 CELL, PIECE, CELL_LENGTH = "__cell", "__piece", "10m"
@@ -93,10 +94,7 @@ def note(table: DeltaTable, properties: CommitProperties) -> None:
 
 
 def _commit(lake: Lake, dataset: Dataset, day: date, old: pl.DataFrame, added: list[AddAction], what: str) -> None:
-    removed = [
-        RemoveAction(file["path"], False, now_ms(), file["size_bytes"], {PARTITION: day.isoformat()})
-        for file in old.to_dicts()
-    ]
+    removed = [removal(file, day) for file in old.to_dicts()]
     # No retry inside: a retry goes on top of commits that nobody has looked at, which is how rows double.
     properties = CommitProperties(custom_metadata={REARRANGED: what}, max_commit_retries=0)
     for _ in range(COMMIT_TRIES):
@@ -117,6 +115,24 @@ def _commit(lake: Lake, dataset: Dataset, day: date, old: pl.DataFrame, added: l
             continue
         return
     raise CommitFailed(f"{dataset.name} {day}: {COMMIT_TRIES} commits lost against other writers")
+
+
+def removal(file: dict[str, Any], day: date, *, is_change: bool = False) -> RemoveAction:
+    """What takes a file (a row of `files_of`) out of its table; `is_change` if rows go with it."""
+    return RemoveAction(file["path"], is_change, now_ms(), file["size_bytes"], {PARTITION: day.isoformat()})
+
+
+def moved(table: DeltaTable, dataset: Dataset, day: date, files: Sequence[pl.LazyFrame], name: str) -> list[AddAction]:
+    """The rows of some files of a day in new files, which no commit names yet; nothing, when there are none.
+
+    They are called after the file `name`, by what maintenance did to it.
+    """
+    prefix, by = name.partition("-")[0], list(dataset.z_order)
+    pieces = (piece for piece in _sorted_pieces(files, by) if piece.height)
+    return [
+        _write(table, day, piece, f"{prefix}-{number:05}-{uuid.uuid4()}", MOVED_LEVEL)
+        for number, piece in enumerate(pieces)
+    ]
 
 
 def scans(table: DeltaTable, paths: Sequence[str]) -> list[pl.LazyFrame]:

@@ -1,0 +1,657 @@
+"""Flat files into their table: all tickers of a day, read in pieces, checked, and committed with the day's marks.
+
+A file may have a hundred million rows, so nothing here grows with it. Its rows stand ticker by ticker; that is looked
+at and not believed: a file in another order is sorted first.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import polars as pl
+
+from crypto_lake.backfill.ingest import CONFLICTS, Gone, Told, Unfit, desk, enter_rows
+from crypto_lake.backfill.plan import bits, days_in
+from crypto_lake.backfill.unpack import PIECE_BYTES, Damaged, gz_pieces
+from crypto_lake.config import CRYPTO, US_OPTIONS
+from crypto_lake.connections.objects import Fetched
+from crypto_lake.models.bar import BAR
+from crypto_lake.models.coverage import COMPLETE, COVERAGE, EVERY_SYMBOL, INCOMPLETE
+from crypto_lake.models.dataset import TIME, Dataset
+from crypto_lake.models.dump_file import DUMP_FILE, INGESTED
+from crypto_lake.models.flatfile import OPTION, TEST_TICKERS, FlatFile, flat_app, symbol_of
+from crypto_lake.models.quality import QUALITY
+from crypto_lake.models.rejected import REJECTED
+from crypto_lake.processors.compare import compare
+from crypto_lake.processors.decode import Refused
+from crypto_lake.processors.delimited import Layout, Misfit
+from crypto_lake.processors.quality import Checks
+from crypto_lake.processors.shape import Finding, finding_rows, rejected_rows, shape
+from crypto_lake.writers import CommitConflict, CommitFailed
+from crypto_lake.writers.bulk import Bulk, Mark, marked
+from crypto_lake.writers.delta import Lake, reason
+
+DAY: Final = timedelta(days=1)
+TICK: Final = timedelta(microseconds=1)
+EPOCH: Final = date(1970, 1, 1)
+SOURCE: Final = "flatfile"
+# A trade's id is its day's number times this, plus its place among the trades of its symbol in the file.
+TRADES_A_DAY: Final = 10**9
+# Rows in disorder are sorted, and replaced rows compared, some symbols at a time: about so many rows.
+BUCKET_ROWS: Final = 1_000_000
+# Of rows that an exchange's own file says can not be, or that a replaced file changed, so many are told one by one.
+EXAMPLES: Final = 1000
+
+# Checks, as they stand in `quality`.
+BAR_INVARIANT: Final = "bar_invariant"
+FILE_REPLACED: Final = "file_replaced"
+IMPOSSIBLE: Final = (
+    (pl.col("low") > pl.min_horizontal("open", "close"))
+    | (pl.col("high") < pl.max_horizontal("open", "close"))
+    | (pl.col("volume") < 0)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FlatJob:
+    """A file to take, as it stands in the listing; `symbols` are those that are wanted of it, none for all.
+
+    `replaces` says that the table has the rows of the file that was in its place before.
+    """
+
+    file: FlatFile
+    etag: str | None
+    size: int
+    symbols: tuple[str, ...] = ()
+    replaces: bool = False
+
+    @property
+    def path(self) -> str:
+        """Its key in the bucket."""
+        return self.file.path
+
+
+@dataclass(frozen=True, slots=True)
+class FlatLanded:
+    """A file that was downloaded."""
+
+    job: FlatJob
+    fetched: Fetched
+
+
+@dataclass(slots=True)
+class FlatTaken:
+    """What became of a file."""
+
+    landed: FlatLanded
+    rows: int = 0  # of the wanted symbols
+    added: int = 0  # that the table lacked
+    refused: list[Refused] = field(default_factory=list)
+    tests: int = 0  # of exchange test tickers, dropped
+    symbols: int = 0
+    first_time: datetime | None = None
+    last_time: datetime | None = None
+    lost: list[Refused] = field(default_factory=list)  # of a replaced file, some of the rows that it has no more
+    changed: int = 0  # rows of a replaced file that are new, gone, or not what they were
+    findings: list[pl.DataFrame] = field(default_factory=list)
+
+    @property
+    def job(self) -> FlatJob:
+        """What it was fetched for."""
+        return self.landed.job
+
+
+def ingest_flat(
+    lake: Lake,
+    landed: Sequence[FlatLanded],
+    *,
+    known: Mapping[str, str],
+    now: datetime,
+    told: Told,
+    piece_bytes: int = PIECE_BYTES,
+) -> list[FlatTaken]:
+    """Puts the rows of some files of one folder into the table, in one commit with the marks of their days.
+
+    What is said beside them (`rejected`, `quality`, the ledger) is written before the commit, the certificates behind
+    it. `known` are the sums of files that the ledger has. Raises `Unfit` for a file that is not what it should be,
+    `Gone`, `Stopped`, `CommitFailed`; nothing is in the table then, but maybe words about it.
+    """
+    ordered = sorted(landed, key=lambda each: each.job.file.day)
+    dataset = ordered[0].job.file.dataset
+    mixed: set[str] = set()
+    for _ in range(CONFLICTS + len(ordered)):
+        bulk = Bulk(lake, dataset)
+        try:
+            taken = [_taken(bulk, lake, each, now, told, piece_bytes, mixed) for each in ordered]
+            _note(lake, dataset, taken, now)
+            enter_rows(lake, (_entry(each, now) for each in taken if not each.job.replaces), known)
+            bulk.commit(list(_marks(taken)))
+        except CommitConflict:
+            continue
+        except _Mixed as found:
+            mixed.add(found.path)
+        except (OSError, pl.exceptions.PolarsError) as error:  # a disk that is full, of the tables or of what is sorted
+            raise CommitFailed(f"{lake.uri(dataset)}: {reason(error)}") from error
+        else:
+            lake.add(COVERAGE, pl.concat([_certificate(each, now) for each in taken]))
+            # Of a replaced file the ledger speaks last: until it does, the file is to be taken.
+            enter_rows(lake, (_entry(each, now) for each in taken if each.job.replaces), known)
+            return taken
+        finally:
+            bulk.discard()
+    raise CommitConflict(f"{dataset.name}: somebody else keeps adding the same rows")
+
+
+def heal(lake: Lake, folder: str, days: Iterable[date], *, now: datetime) -> list[date]:
+    """Certifies those of these days that are in the table and have no certificate: a crash came between.
+
+    What the table holds is counted, and held against the ledger. Raises `CommitFailed`.
+    """
+    files = {FlatFile(folder, day).path: FlatFile(folder, day) for day in days}
+    if not files:
+        return []
+    dataset, kind = next(iter(files.values())).dataset, next(iter(files.values())).kind
+    noted = lake.rows(COVERAGE, dataset=dataset.name, venue=kind.venue, symbol=EVERY_SYMBOL).drop_nulls("dump_sha256")
+    certified = set(noted.filter(pl.col("timeframe").fill_null("") == kind.timeframe)["date"])
+    whole = [file for file in files.values() if file.day not in certified and is_whole(lake, file)]
+    entries = lake.rows(DUMP_FILE).filter(pl.col("state") == INGESTED, pl.col("path").is_in(list(files)))
+    newest = {row["path"]: row for row in entries.sort("state_time").iter_rows(named=True)}
+    rows = [_recounted(lake, file, newest[file.path], now) for file in whole if file.path in newest]
+    if rows:
+        lake.add(COVERAGE, pl.concat(rows))
+    return [file.day for file in whole]
+
+
+def is_whole(lake: Lake, file: FlatFile) -> bool:
+    """Whether all symbols of a file are in the table."""
+    app = flat_app(file.folder, file.day)
+    return file.day in days_in(marked(lake.table(file.dataset), [app])[app], file.day.replace(day=1))
+
+
+# One file
+
+
+class _Mixed(Exception):
+    """The tickers of a file do not stand together, or their rows do not rise: it has to be sorted."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+
+def _taken(
+    bulk: Bulk, lake: Lake, landed: FlatLanded, now: datetime, told: Told, piece_bytes: int, mixed: set[str]
+) -> FlatTaken:
+    """One file into the bulk. Raises `Unfit`, and `_Mixed` unless it is among the `mixed` ones."""
+    reader = _Reader(bulk, lake, landed, now, told, piece_bytes)
+    try:
+        return reader.take(is_mixed=landed.job.path in mixed)
+    except (Damaged, Misfit) as error:
+        raise Unfit(landed, str(error)) from None
+    except FileNotFoundError:
+        if landed.fetched.path.exists():
+            raise
+        raise Gone(landed, f"{landed.fetched.path.name} is not there any more") from None
+
+
+class _Reader:
+    """One file on its way into a bulk."""
+
+    def __init__(self, bulk: Bulk, lake: Lake, landed: FlatLanded, now: datetime, told: Told, piece_bytes: int) -> None:
+        self.bulk, self.lake, self.told, self.piece_bytes = bulk, lake, told, piece_bytes
+        self.file = landed.job.file
+        self.dataset, self.kind = self.file.dataset, self.file.kind
+        self.path, self.now_us = landed.fetched.path, int(now.timestamp() * 1e6)
+        self.taken = FlatTaken(landed)
+        self.window = _window(self.file)
+        words = {"venue": self.kind.venue, "source": SOURCE}
+        if self.dataset is BAR:
+            words |= {"timeframe": self.kind.timeframe, "origin": self.kind.says["origin"]}
+        self._words = words
+        self._says = [pl.lit(value).alias(name) for name, value in (words | dict(self.kind.says)).items()]
+        self._checks = Checks(self.dataset)
+        self._wanted = _wanted(landed.job.symbols, self.kind.venue)
+        self._held: dict[date, pl.DataFrame] = {}
+        self._last: tuple[str, int] = "", 0  # symbol of the row before, and how many of its rows there were
+
+    def take(self, *, is_mixed: bool) -> FlatTaken:
+        """Reads it to its end."""
+        self.bulk.speak(**self._words)
+        replaced = self._replaced() if self.taken.job.replaces else []
+        for rows in self._sorted() if is_mixed else self._rising():
+            self._add(rows)
+        if not self.taken.rows and self.taken.refused:
+            raise Misfit(f"no line of {self.file.path} is a row: {self.taken.refused[0].reason}")
+        if replaced:
+            self._compare(replaced)
+        return self.taken
+
+    # Text to rows
+
+    def _parsed(self) -> Iterator[pl.DataFrame]:
+        """The wanted rows of the file as they come, with the columns of the file under the table's names."""
+        layout: Layout | None = None
+        for text in gz_pieces(self.path, piece_bytes=self.piece_bytes):
+            layout = layout or Layout.of(self.dataset, self.kind, text)
+            parsed = layout.parse(text)
+            self._refuse(parsed.refused)
+            frame = self._of_wanted(parsed.frame)
+            if frame.height:
+                yield frame
+            self.told.on_rows(parsed.frame.height)
+            self.told.look()
+        if layout is None:
+            raise Misfit(f"{self.path.name} has no line, not even a header")
+
+    def _of_wanted(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Without test tickers and without what nobody asked for."""
+        distinct = _distinct(frame["symbol"])
+        tests = distinct.filter(_is_test(distinct, self.kind.venue))
+        if tests.len():
+            before = frame.height
+            frame = frame.filter(~pl.col("symbol").is_in(tests.implode()))
+            self.taken.tests += before - frame.height
+        if self.kind.venue == CRYPTO or distinct.str.contains("-", literal=True).any():
+            names = {name: symbol_of(self.kind.venue, name) for name in distinct}
+            frame = frame.with_columns(pl.col("symbol").replace(names))
+        return frame if self._wanted is None else frame.filter(self._wanted)
+
+    def _rising(self) -> Iterator[pl.DataFrame]:
+        """The rows as they come, as long as no symbol comes back and, of bars, times rise: then none comes twice."""
+        last: tuple[str, Any] | None = None
+        is_bar = self.dataset is BAR
+        for frame in self._parsed():
+            symbols = _distinct(frame["symbol"])
+            begins = last is None or symbols[0] > last[0] or (symbols[0] == last[0] and not is_bar)
+            goes_on = last is not None and symbols[0] == last[0] and (not is_bar or frame["time"][0] > last[1])
+            if not ((begins or goes_on) and symbols.is_sorted() and symbols.is_unique().all()):
+                raise _Mixed(self.file.path)
+            if is_bar and not _rises(frame):
+                raise _Mixed(self.file.path)
+            last = symbols[-1], frame["time"][-1] if is_bar else None
+            yield frame
+
+    def _sorted(self) -> Iterator[pl.DataFrame]:
+        """The same rows ticker by ticker, some tickers at a time; of bars each time once."""
+        counts: dict[str, int] = {}
+        with desk(self.path) as folder:
+            for number, frame in enumerate(self._parsed()):
+                for symbol, count in frame["symbol"].value_counts().iter_rows():
+                    counts[symbol] = counts.get(symbol, 0) + count
+                frame.write_ipc(folder / f"{number:06}.arrow", compression="lz4")
+            parts = sorted(folder.iterdir())
+            # The folder's name is the file's, which may have letters that a pattern is made of.
+            everything = pl.scan_ipc(parts) if parts else None
+            for low, high in _buckets(counts):
+                assert everything is not None
+                some = everything.filter(pl.col("symbol").is_between(low, high)).collect()
+                yield self._each_once(some.sort(*self._order(some), maintain_order=True))
+
+    def _order(self, frame: pl.DataFrame) -> list[str]:
+        clocks = ("time", "sip_timestamp", "participant_timestamp", "sequence_number")
+        return ["symbol", *(name for name in clocks if name in frame.columns)]
+
+    def _each_once(self, frame: pl.DataFrame) -> pl.DataFrame:
+        if self.dataset is not BAR:
+            return frame
+        once = frame.unique(["symbol", "time"], keep="first", maintain_order=True)
+        others = frame.unique(maintain_order=True).join(once, on=frame.columns, how="anti", nulls_equal=True)
+        reason = "another row of the file has the same ticker and time, and differs"
+        self._refuse([(str(row).encode(), reason) for row in others.iter_rows(named=True)])
+        return once
+
+    # Rows to the table
+
+    def _add(self, frame: pl.DataFrame) -> None:
+        frame = self._in_window(self._timed(frame))
+        if frame.is_empty():
+            return
+        if self.dataset is not BAR:
+            frame = self._numbered(frame)
+        if self.kind.venue == US_OPTIONS:
+            frame = _split(frame)
+        rows = self._checked(shape(self.dataset, frame.with_columns(self._says)))
+        self._count(rows)
+        for day, part in _by_day(rows):
+            fresh = self._unknown(day, part)
+            self.taken.added += fresh.height
+            self.bulk.add(day, fresh)
+
+    def _timed(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """With `time` out of the nanoseconds, and what the conditions of crypto trades say of the aggressor."""
+        if "time" in frame.columns:
+            return frame
+        clock = "sip_timestamp" if "sip_timestamp" in frame.columns else "participant_timestamp"
+        frame = frame.with_columns((pl.col(clock) // 1000).cast(TIME).alias("time"))
+        if self.kind.venue != CRYPTO:
+            return frame
+        sides = {"1": True, "2": False}
+        return frame.with_columns(
+            pl.col("conditions").replace_strict(sides, default=None, return_dtype=pl.Boolean).alias("is_buyer_maker")
+        )
+
+    def _in_window(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Without the rows of other days, which are set aside."""
+        since, until = self.window
+        if frame.is_empty() or (_instant(frame["time"].min()) >= since and _instant(frame["time"].max()) < until):
+            return frame
+        is_inside = (pl.col("time") >= since) & (pl.col("time") < until)
+        strays = frame.filter(~is_inside)
+        texts = strays.write_ndjson().encode().splitlines()
+        self._refuse([(text, f"its time is not of {self.file.day}") for text in texts])
+        return frame.filter(is_inside)
+
+    def _numbered(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """With `trade_id`: the day's number and the place among the symbol's trades."""
+        places = frame["symbol"].rle_id()
+        runs = np.flatnonzero(np.diff(places.to_numpy(), prepend=np.uint32(2**32 - 1)))
+        counts = np.diff(np.append(runs, frame.height))
+        number = np.arange(1, frame.height + 1) - np.repeat(runs, counts)
+        symbol, before = self._last
+        if frame["symbol"][0] == symbol:
+            number[: counts[0]] += before
+        self._last = str(frame["symbol"][-1]), int(number[-1])
+        base = (self.file.day - EPOCH).days * TRADES_A_DAY
+        return frame.with_columns(pl.Series("trade_id", number + base, pl.Int64))
+
+    def _checked(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Without what a check of values refuses (ANALYTICS 5.1); bars that cannot be stay, and are told (5.3)."""
+        if self.dataset is BAR:
+            self._judge(rows)
+            return rows
+        checked = self._checks.check(rows, found_us=self.now_us)
+        if checked.findings.height:
+            self.taken.findings.append(checked.findings)
+        if not checked.refused:
+            return rows
+        places = [place for place, _ in checked.refused]
+        texts = rows[places].write_ndjson().encode().splitlines()
+        self._refuse([(text, why) for (_, why), text in zip(checked.refused, texts, strict=True)])
+        return rows.with_row_index("place").filter(~pl.col("place").is_in(places)).drop("place")
+
+    def _judge(self, rows: pl.DataFrame) -> None:
+        broken = rows.filter(IMPOSSIBLE)
+        if broken.is_empty():
+            return
+        left = EXAMPLES - sum(found.height for found in self.taken.findings)
+        told = [
+            Finding(row["venue"], row["symbol"], BAR_INVARIANT, "error", _us(row["time"]), _us(row["close_time"]))
+            for row in broken.head(max(0, left)).iter_rows(named=True)
+        ]
+        self.taken.findings.append(finding_rows(self.dataset, told, found_us=self.now_us))
+
+    def _count(self, rows: pl.DataFrame) -> None:
+        taken, first, last = self.taken, _instant(rows["time"].min()), _instant(rows["time"].max())
+        taken.rows += rows.height
+        taken.symbols += _distinct(rows["symbol"]).len()
+        taken.first_time = first if taken.first_time is None else min(taken.first_time, first)
+        taken.last_time = last if taken.last_time is None else max(taken.last_time, last)
+
+    def _unknown(self, day: date, rows: pl.DataFrame) -> pl.DataFrame:
+        """The rows whose key the table lacks: some symbols of the file may have been asked for before."""
+        if self.taken.job.replaces:
+            return rows
+        if day not in self._held:
+            since, until = self.window
+            limits = {"above": since - TICK, "up_to": until - TICK} if self.dataset is BAR else self._ids()
+            equals = {name: word for name, word in self._words.items() if name in (*self.dataset.key, "source")}
+            self._held[day] = self.bulk.held(day, self.dataset.key, **limits, **equals)
+        held = self._held[day]
+        return rows if held.is_empty() else rows.join(held, on=self.dataset.key, how="anti", maintain_order="left")
+
+    def _ids(self) -> dict[str, int]:
+        first = (self.file.day - EPOCH).days * TRADES_A_DAY
+        return {"above": first, "up_to": first + TRADES_A_DAY - 1}
+
+    def _refuse(self, lines: Iterable[tuple[bytes, str]]) -> None:
+        self.taken.refused += [Refused(self.kind.venue, why, bytes(line), self.now_us) for line, why in lines]
+
+    # A file in another's place
+
+    def _replaced(self) -> list[pl.LazyFrame]:
+        """What the table has of the file that was here before; it leaves with the commit."""
+        mine, days = _of_file(self.lake, self.file, self._words)
+        gone = self.bulk.replace(days, mine)
+        if not is_whole(self.lake, self.file):  # others than those that somebody wanted once are not wanted now
+            held = [rows.select(pl.col("symbol").unique()).collect(engine="streaming")["symbol"] for rows in gone]
+            chosen = pl.col("symbol").is_in(sorted(set().union(*held)))
+            self._wanted = chosen if self._wanted is None else chosen | self._wanted
+        return gone
+
+    def _compare(self, old: list[pl.LazyFrame]) -> None:
+        """What the new file says otherwise than the old one, some symbols at a time."""
+        new = self.bulk.written()
+        counts: dict[str, int] = {}
+        for rows in (*old, *new):
+            per_symbol = rows.group_by("symbol").len().collect(engine="streaming")
+            for symbol, count in per_symbol.iter_rows():
+                counts[symbol] = counts.get(symbol, 0) + count
+        for low, high in _buckets(counts):
+            between = pl.col("symbol").is_between(low, high)
+            ours, theirs = (
+                pl.concat([rows.filter(between).select(*self.dataset.schema) for rows in side]).collect()
+                for side in (old, new)
+            )
+            found = compare(self.dataset, ours, theirs)
+            self.taken.changed += found.only_ours.height + found.only_theirs.height + found.ours.height
+            self._lose(pl.concat([found.only_ours, found.ours]))
+
+    def _lose(self, rows: pl.DataFrame) -> None:
+        """What the table had and will not have any more stays where it can be read."""
+        texts = rows.head(EXAMPLES - len(self.taken.lost)).write_ndjson().encode().splitlines()
+        reason = f"{self.file.path} was replaced upstream: it does not say this any more"
+        self.taken.lost += [Refused(self.kind.venue, reason, text, self.now_us) for text in texts]
+
+
+def _window(file: FlatFile) -> tuple[datetime, datetime]:
+    """From when (inclusive) to when the rows of a file may be.
+
+    Bars of stocks belong to the day of New York. Trades may be reported late, and in which zone the days of pairs are
+    counted is not promised: of these a day more on both sides is believed.
+    """
+    slack = timedelta(0) if file.dataset is BAR and file.kind.zone != "UTC" else DAY
+    zone = ZoneInfo(file.kind.zone)
+    begin, end = (datetime(day.year, day.month, day.day, tzinfo=zone) for day in (file.day, file.day + DAY))
+    return begin.astimezone(UTC) - slack, end.astimezone(UTC) + slack
+
+
+def _of_file(lake: Lake, file: FlatFile, words: Mapping[str, str]) -> tuple[pl.Expr, list[date]]:
+    """Which rows of the table came out of the file that was here before, and on which days they are."""
+    of_road = [pl.col(name) == word for name, word in words.items()]
+    if file.dataset is not BAR:
+        since, until = _window(file)
+        is_of_day = pl.col("trade_id") // TRADES_A_DAY == (file.day - EPOCH).days
+        return pl.all_horizontal(*of_road, is_of_day), _days(since, until)
+    since, until = _window(file)
+    if file.kind.zone == "UTC":  # the windows of two days overlap; what the old file had is known
+        before = lake.rows(DUMP_FILE, path=file.path, state=INGESTED).sort("state_time").drop_nulls("first_time")
+        since, until = before.row(-1, named=True)["first_time"], before.row(-1, named=True)["last_time"] + TICK
+    inside = (pl.col("time") >= since) & (pl.col("time") < until)
+    return pl.all_horizontal(*of_road, inside), _days(since, until)
+
+
+def _days(since: datetime, until: datetime) -> list[date]:
+    first, last = since.date(), (until - TICK).date()
+    return [first + number * DAY for number in range((last - first).days + 1)]
+
+
+def _wanted(symbols: Sequence[str], venue: str) -> pl.Expr | None:
+    """Which symbols are wanted; None for all. Of options a name without `O:` is a root, with all its contracts."""
+    if not symbols:
+        return None
+    if venue != US_OPTIONS:
+        return pl.col("symbol").is_in([symbol_of(venue, name) for name in symbols])
+    roots = [name for name in symbols if not name.startswith("O:")]
+    return pl.col("symbol").is_in(list(symbols)) | pl.col("symbol").str.extract(OPTION.pattern, 1).is_in(roots)
+
+
+def _distinct(symbols: pl.Series) -> pl.Series:
+    """The symbols without repetitions right behind each other."""
+    places = symbols.rle_id()
+    return symbols.gather(places.search_sorted(pl.arange(0, int(places[-1]) + 1, eager=True, dtype=pl.UInt32)))
+
+
+def _is_test(symbols: pl.Series, venue: str) -> pl.Series:
+    """Which of them are tickers that exchanges try themselves out with."""
+    names = symbols.str.extract(OPTION.pattern, 1) if venue == US_OPTIONS else symbols
+    return names.is_in(list(TEST_TICKERS)).fill_null(value=False)
+
+
+def _rises(bars: pl.DataFrame) -> bool:
+    """Whether the times of each run of one symbol rise."""
+    times, places = bars["time"].to_physical().to_numpy(), bars["symbol"].rle_id().to_numpy()
+    return bool(((times[1:] > times[:-1]) | (places[1:] != places[:-1])).all())
+
+
+def _split(options: pl.DataFrame) -> pl.DataFrame:
+    """With underlying, expiry, right and strike, null where a symbol is not that of an option (PROTOCOLS E.3)."""
+    symbols = _distinct(options["symbol"])
+    parts = symbols.to_frame().select(pl.col("symbol").str.extract_groups(f"^{OPTION.pattern}$")).unnest("symbol")
+    split = parts.select(
+        pl.col("root").alias("underlying"),
+        ("20" + pl.col("expiry")).str.to_date("%Y%m%d", strict=False).alias("expiry"),
+        "right",
+        (pl.col("strike").cast(pl.Int64) / 1000).alias("strike"),
+    )
+    return options.hstack(split[options["symbol"].rle_id().to_numpy()])
+
+
+def _buckets(counts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    """The symbols in stretches of about so many rows: the first one and the last one of each."""
+    first, rows = None, 0
+    ordered = sorted(counts)
+    for symbol in ordered:
+        first, rows = first or symbol, rows + counts[symbol]
+        if rows >= BUCKET_ROWS or symbol == ordered[-1]:
+            yield first, symbol
+            first, rows = None, 0
+
+
+def _by_day(rows: pl.DataFrame) -> Iterator[tuple[date, pl.DataFrame]]:
+    days = rows["date"]
+    if days.min() == days.max():
+        yield days[0], rows
+        return
+    for (day,), part in rows.partition_by("date", as_dict=True, maintain_order=True).items():
+        yield day, part
+
+
+def _instant(value: Any) -> datetime:
+    assert isinstance(value, datetime)
+    return value
+
+
+def _us(moment: datetime) -> int:
+    return int(moment.timestamp()) * 1_000_000 + moment.microsecond
+
+
+# What is said of files
+
+
+def _marks(taken: Iterable[FlatTaken]) -> Iterator[Mark]:
+    """The days that are in now, of all symbols or of those that were asked for."""
+    days: dict[str, set[date]] = {}
+    for each in taken:
+        file = each.job.file
+        for symbol in each.job.symbols or ("",):
+            days.setdefault(flat_app(file.folder, file.day, symbol), set()).add(file.day)
+    for app, found in days.items():
+        yield Mark(app, bits(found))
+
+
+def _note(lake: Lake, dataset: Dataset, taken: Sequence[FlatTaken], now: datetime) -> None:
+    """What is said beside the rows is written before them: whoever finds a day marked finds these words too."""
+    now_us = int(now.timestamp() * 1e6)
+    for each in taken:
+        # Other symbols of the same file are other words.
+        guard = {f"flat/{each.job.path}/{','.join(each.job.symbols)[:200]}": int(each.landed.fetched.sha256[:15], 16)}
+        lake.append_once(REJECTED, rejected_rows(dataset, [*each.refused, *each.lost]), guard)
+        changed = finding_rows(dataset, list(_replacement(each)), found_us=now_us)
+        lake.append_once(QUALITY, pl.concat([changed, *each.findings]), guard)
+
+
+def _replacement(taken: FlatTaken) -> Iterator[Finding]:
+    if taken.job.replaces and taken.first_time and taken.last_time:
+        kind = taken.job.file.kind
+        span = _us(taken.first_time), _us(taken.last_time)
+        yield Finding(kind.venue, EVERY_SYMBOL, FILE_REPLACED, "warn", *span, float(taken.changed), 0.0)
+
+
+def _entry(taken: FlatTaken, now: datetime) -> dict[str, Any]:
+    """A file as the ledger has it."""
+    got = taken.landed.fetched
+    return {
+        "path": taken.job.path,
+        "sha256": got.sha256,
+        "etag": taken.job.etag or got.etag,
+        "last_modified": got.last_modified,
+        "size": got.size,
+        "rows": taken.rows,
+        "first_time": taken.first_time,
+        "last_time": taken.last_time,
+        "state": INGESTED,
+        "state_time": now,
+        "date": now.date(),
+        "refused_rows": len(taken.refused),
+    }
+
+
+def _certificate(taken: FlatTaken, now: datetime) -> pl.DataFrame:
+    job, sha256 = taken.job, taken.landed.fetched.sha256
+    return certificate(
+        job.file, job.symbols, now=now, rows=taken.rows, sha256=sha256, dump_rows=taken.rows, refused=len(taken.refused)
+    )
+
+
+def certificate(
+    file: FlatFile,
+    symbols: Sequence[str],
+    *,
+    now: datetime,
+    rows: int,
+    sha256: str | None,
+    dump_rows: int | None,
+    refused: int = 0,
+) -> pl.DataFrame:
+    """Rows of `coverage` about a file: one about all symbols, or one for each that was asked for.
+
+    Complete is a day of which every line of the file is in the table.
+    """
+    is_complete = sha256 is not None and not refused and rows == dump_rows
+    missing = None if dump_rows is None else max(0, dump_rows - rows) + refused
+    row = {
+        "venue": file.kind.venue,
+        "time": datetime(file.day.year, file.day.month, file.day.day, tzinfo=UTC),
+        "dataset": file.dataset.name,
+        "rows": rows,
+        "missing_rows": missing,
+        "repaired_rows": rows,
+        "downtime_s": 0.0,
+        "dump_sha256": sha256,
+        "dump_rows": dump_rows,
+        "dump_missing_rows": None if sha256 is None else 0,
+        "verdict": COMPLETE if is_complete else INCOMPLETE,
+        "checked_time": now,
+        "date": file.day,
+        "timeframe": file.kind.timeframe or None,
+    }
+    return pl.DataFrame([row | {"symbol": symbol} for symbol in symbols or (EVERY_SYMBOL,)], schema=COVERAGE.schema)
+
+
+def _recounted(lake: Lake, file: FlatFile, entry: Mapping[str, Any], now: datetime) -> pl.DataFrame:
+    words = {"venue": file.kind.venue, "source": SOURCE}
+    words |= {"timeframe": file.kind.timeframe} if file.dataset is BAR else {}
+    mine, days = _of_file(lake, file, words)
+    rows = Bulk(lake, file.dataset).count(days, mine)
+    return certificate(
+        file,
+        (),
+        now=now,
+        rows=rows,
+        sha256=entry["sha256"],
+        dump_rows=entry["rows"],
+        refused=entry["refused_rows"] or 0,
+    )
