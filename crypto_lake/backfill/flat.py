@@ -287,7 +287,7 @@ class _Reader:
             everything = pl.scan_ipc(parts) if parts else None
             for low, high in _buckets(counts):
                 assert everything is not None
-                some = everything.filter(pl.col("symbol").is_between(low, high)).collect()
+                some = everything.filter(pl.col("symbol").is_between(pl.lit(low), pl.lit(high))).collect()
                 yield self._each_once(some.sort(*self._order(some), maintain_order=True))
 
     def _order(self, frame: pl.DataFrame) -> list[str]:
@@ -430,7 +430,7 @@ class _Reader:
             for symbol, count in per_symbol.iter_rows():
                 counts[symbol] = counts.get(symbol, 0) + count
         for low, high in _buckets(counts):
-            between = pl.col("symbol").is_between(low, high)
+            between = pl.col("symbol").is_between(pl.lit(low), pl.lit(high))
             ours, theirs = (
                 pl.concat([rows.filter(between).select(*self.dataset.schema) for rows in side]).collect()
                 for side in (old, new)

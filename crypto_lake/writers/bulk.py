@@ -375,7 +375,7 @@ def _runs(values: pl.Series) -> pa.DictionaryArray:
     places = values.rle_id()
     firsts = places.search_sorted(pl.arange(0, int(places[-1]) + 1, eager=True, dtype=pl.UInt32))
     texts = values.gather(firsts)
-    if texts.n_unique() < len(texts):  # they come back: one word may stand in a dictionary once
+    if texts.n_unique() < len(texts) or texts.null_count():  # a word may stand in a dictionary once, and nothing never
         return values.to_frame().to_arrow().column(0).cast(pa.string()).combine_chunks().dictionary_encode()
     return pa.DictionaryArray.from_arrays(places.cast(pl.Int32).to_arrow(), texts.to_arrow().cast(pa.string()))
 
