@@ -1,4 +1,4 @@
-"""`python -m benchmarks [ingest] [receive] [memory] [history]`: all of them, or the ones named, one after the other."""
+"""`python -m benchmarks [ingest receive memory history flatfiles]`: all, or the ones named, one after the other."""
 
 import argparse
 import tempfile
@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from benchmarks import history, ingest, memory, receive, report, workload
+from benchmarks import flatfiles, history, ingest, memory, receive, report, workload
 
 BENCHMARKS: Final[dict[str, Callable[[Path, Path], report.Findings]]] = {
     "ingest": ingest.measure,
     "receive": receive.measure,
     "memory": memory.measure,
     "history": history.measure,
+    "flatfiles": flatfiles.measure,
 }
 
 
@@ -27,7 +28,7 @@ def main() -> None:
     began_s, facts, found = time.monotonic(), report.machine(), {}
     with tempfile.TemporaryDirectory(prefix="crypto_lake-bench-") as folder:
         frames = Path(folder) / "frames"
-        if set(names) != {"history"}:
+        if not set(names) <= {"history", "flatfiles"}:
             print(f"making {workload.COUNT:,} messages ...", flush=True)
             frames = workload.generate(frames, workload.COUNT)
         for name in names:

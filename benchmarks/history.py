@@ -9,12 +9,9 @@ defaults; they check nothing.
 
 import hashlib
 import json
-import shutil
-import subprocess
 import sys
-import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
+from benchmarks import contest
 from benchmarks.report import Findings, Line
 
 ROWS: Final = 13_000_000
@@ -49,12 +47,8 @@ def measure(_frames: Path, folder: Path) -> Findings:
     """All contenders in turns."""
     for name, rows in (("month", ROWS), ("few", FEW_ROWS)):
         make(folder / name, rows)
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
-    for _ in range(RUNS):
-        for name in CONTENDERS:
-            runs[name].append(_child(name, folder))
-    best = {name: max(runs[name], key=lambda run: run["per_cpu_s"]) for name in CONTENDERS}
-    return _findings(best, runs, folder)
+    runs = contest.in_turns("benchmarks.history", CONTENDERS, folder, times=RUNS)
+    return _findings(contest.best_of(runs), runs, folder)
 
 
 def make(folder: Path, rows: int) -> None:
@@ -89,17 +83,6 @@ def _pieces(rows: int) -> Iterator[pl.DataFrame]:
             "is_buyer_maker": draw.random(count) < 0.5,
         }
         yield pl.DataFrame(columns, schema=SCHEMA)
-
-
-def _child(name: str, folder: Path) -> dict[str, float]:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.history", name, str(folder)],
-        stdout=subprocess.PIPE,
-        check=True,
-        timeout=300,
-    )
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
 
 
 def _findings(best: dict[str, dict[str, float]], runs: dict[str, Any], folder: Path) -> Findings:
@@ -155,8 +138,6 @@ def _ours(source: Path, target: Path) -> None:
 
     archive = source / f"{STEM}.zip"
     lake, dataset, now = Lake(str(target)), DATASETS["agg_trade"], datetime.now(UTC)
-    for name in ("agg_trade", "rejected", "quality", "gap", "coverage", "dump_file"):
-        lake.check(DATASETS[name])
     with archive.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     wanted = Wanted(dataset, FUTURES, ("BTCUSDT",), "", MONTH, date(2024, 1, 31))
@@ -171,26 +152,32 @@ def _ours(source: Path, target: Path) -> None:
     assert set(rows["verdict"]) == {"complete"}
 
 
+def _tables(target: Path) -> None:
+    """They are there before the first file comes."""
+    from crypto_lake.models import DATASETS
+    from crypto_lake.writers.delta import Lake
+
+    for name in ("agg_trade", "rejected", "quality", "gap", "coverage", "dump_file"):
+        Lake(str(target)).check(DATASETS[name])
+
+
 def _polars(source: Path, target: Path) -> None:
-    target.mkdir()
     pl.scan_csv(source / f"{STEM}.csv").sink_parquet(target / "out.parquet")
 
 
 def _duckdb(source: Path, target: Path) -> None:
     import duckdb
 
-    target.mkdir()
     duckdb.sql(f"copy (select * from read_csv('{source / STEM}.csv')) to '{target / 'out.parquet'}' (format parquet)")
 
 
 def _pandas(source: Path, target: Path) -> None:
     import pandas as pd
 
-    target.mkdir()
     pd.read_csv(source / f"{STEM}.csv").to_parquet(target / "out.parquet")
 
 
-_WORK: Final[dict[str, Callable[[Path, Path], None]]] = {
+_WORK: Final[dict[str, contest.Work]] = {
     "ours": _ours,
     "ours-plain": _ours,
     "polars": _polars,
@@ -199,33 +186,13 @@ _WORK: Final[dict[str, Callable[[Path, Path], None]]] = {
 }
 
 
-def _peak_rss_mb() -> float:
-    """Of this process; `ru_maxrss` would begin with what the parent had."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
-
-
 def main() -> None:
     """One contender in this process: a small file first, then the month, once."""
     name, folder = sys.argv[1], Path(sys.argv[2])
     if name == "ours-plain":
-        # As if they were not installed: then their import is an error.
-        sys.modules.update(dict.fromkeys(("isal", "llvmlite")))  # type: ignore[arg-type]
-    for warm in (folder / "warm-up", folder / name):
-        shutil.rmtree(warm, ignore_errors=True)
-    _WORK[name](folder / "few", folder / "warm-up")
-    cpu_s, wall_s = time.process_time(), time.perf_counter()
-    _WORK[name](folder / "month", folder / name)
-    cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
-    size = sum(path.stat().st_size for path in (folder / name).rglob("*.parquet") if "_delta_log" not in path.parts)
-    found = {
-        "cpu_s": round(cpu_s, 3),
-        "wall_s": round(wall_s, 3),
-        "per_cpu_s": ROWS / cpu_s,
-        "rss_mb": _peak_rss_mb(),
-        "bytes": size,
-    }
-    shutil.rmtree(folder / name)
+        contest.without_extras()
+    prepare = _tables if name.startswith("ours") else Path.mkdir
+    found = contest.measured(_WORK[name], folder / "few", folder / "month", folder / name, rows=ROWS, prepare=prepare)
     print(json.dumps(found))
 
 

@@ -7,20 +7,21 @@ at and not believed: a file in another order is sorted first.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Self
 from zoneinfo import ZoneInfo
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from crypto_lake.backfill.ingest import CONFLICTS, Gone, Told, Unfit, desk, enter_rows
 from crypto_lake.backfill.plan import bits, days_in
-from crypto_lake.backfill.unpack import PIECE_BYTES, Damaged, gz_pieces
-from crypto_lake.config import CRYPTO, US_OPTIONS
+from crypto_lake.backfill.unpack import Damaged, gz_pieces
+from crypto_lake.config import CRYPTO, FOREX, US_OPTIONS, US_STOCKS
 from crypto_lake.connections.objects import Fetched
 from crypto_lake.models.bar import BAR
 from crypto_lake.models.coverage import COMPLETE, COVERAGE, EVERY_SYMBOL, INCOMPLETE
-from crypto_lake.models.dataset import TIME, Dataset
+from crypto_lake.models.dataset import OPTION_COLUMNS, TIME, Dataset
 from crypto_lake.models.dump_file import DUMP_FILE, INGESTED
 from crypto_lake.models.flatfile import OPTION, TEST_TICKERS, FlatFile, flat_app, symbol_of
 from crypto_lake.models.quality import QUALITY
@@ -38,6 +39,9 @@ DAY: Final = timedelta(days=1)
 TICK: Final = timedelta(microseconds=1)
 EPOCH: Final = date(1970, 1, 1)
 SOURCE: Final = "flatfile"
+# What is done once per piece is much here; larger ones only take more memory.
+PIECE_BYTES: Final = 16 << 20
+PAIRS: Final = (CRYPTO, FOREX)
 # A trade's id is its day's number times this, plus its place among the trades of its symbol in the file.
 TRADES_A_DAY: Final = 10**9
 # Rows in disorder are sorted, and replaced rows compared, some symbols at a time: about so many rows.
@@ -48,11 +52,6 @@ EXAMPLES: Final = 1000
 # Checks, as they stand in `quality`.
 BAR_INVARIANT: Final = "bar_invariant"
 FILE_REPLACED: Final = "file_replaced"
-IMPOSSIBLE: Final = (
-    (pl.col("low") > pl.min_horizontal("open", "close"))
-    | (pl.col("high") < pl.max_horizontal("open", "close"))
-    | (pl.col("volume") < 0)
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +122,7 @@ def ingest_flat(
     dataset = ordered[0].job.file.dataset
     mixed: set[str] = set()
     for _ in range(CONFLICTS + len(ordered)):
-        bulk = Bulk(lake, dataset)
+        bulk = Bulk(lake, dataset, silent=_silent(ordered[0].job.file))
         try:
             taken = [_taken(bulk, lake, each, now, told, piece_bytes, mixed) for each in ordered]
             _note(lake, dataset, taken, now)
@@ -169,6 +168,12 @@ def is_whole(lake: Lake, file: FlatFile) -> bool:
     """Whether all symbols of a file are in the table."""
     app = flat_app(file.folder, file.day)
     return file.day in days_in(marked(lake.table(file.dataset), [app])[app], file.day.replace(day=1))
+
+
+def _silent(file: FlatFile) -> frozenset[str]:
+    """The columns of which files like this one say nothing."""
+    kind, more = file.kind, {US_OPTIONS: [each.name for each in OPTION_COLUMNS], CRYPTO: ["is_buyer_maker"]}
+    return file.dataset.silent(kind.columns.values(), kind.says, more.get(kind.venue, []))
 
 
 # One file
@@ -221,8 +226,8 @@ class _Reader:
         """Reads it to its end."""
         self.bulk.speak(**self._words)
         replaced = self._replaced() if self.taken.job.replaces else []
-        for rows in self._sorted() if is_mixed else self._rising():
-            self._add(rows)
+        for frame, runs in self._sorted() if is_mixed else self._rising():
+            self._add(frame, runs)
         if not self.taken.rows and self.taken.refused:
             raise Misfit(f"no line of {self.file.path} is a row: {self.taken.refused[0].reason}")
         if replaced:
@@ -231,54 +236,53 @@ class _Reader:
 
     # Text to rows
 
-    def _parsed(self) -> Iterator[pl.DataFrame]:
+    def _parsed(self) -> Iterator[tuple[pl.DataFrame, "_Runs"]]:
         """The wanted rows of the file as they come, with the columns of the file under the table's names."""
         layout: Layout | None = None
         for text in gz_pieces(self.path, piece_bytes=self.piece_bytes):
             layout = layout or Layout.of(self.dataset, self.kind, text)
             parsed = layout.parse(text)
             self._refuse(parsed.refused)
-            frame = self._of_wanted(parsed.frame)
-            if frame.height:
-                yield frame
+            if parsed.frame.height:
+                frame, runs = self._of_wanted(parsed.frame)
+                if frame.height:
+                    yield frame, runs
             self.told.on_rows(parsed.frame.height)
             self.told.look()
         if layout is None:
             raise Misfit(f"{self.path.name} has no line, not even a header")
 
-    def _of_wanted(self, frame: pl.DataFrame) -> pl.DataFrame:
+    def _of_wanted(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, "_Runs"]:
         """Without test tickers and without what nobody asked for."""
-        distinct = _distinct(frame["symbol"])
-        tests = distinct.filter(_is_test(distinct, self.kind.venue))
-        if tests.len():
-            before = frame.height
-            frame = frame.filter(~pl.col("symbol").is_in(tests.implode()))
-            self.taken.tests += before - frame.height
-        if self.kind.venue == CRYPTO or distinct.str.contains("-", literal=True).any():
-            names = {name: symbol_of(self.kind.venue, name) for name in distinct}
+        runs, before = _Runs.of(frame), frame
+        if tests := _tests(runs.symbols, self.kind.venue):
+            frame = frame.filter(~pl.col("symbol").is_in(tests))
+            self.taken.tests += before.height - frame.height
+        if self.kind.venue in PAIRS:
+            names = {name: symbol_of(self.kind.venue, name) for name in runs.symbols}
             frame = frame.with_columns(pl.col("symbol").replace(names))
-        return frame if self._wanted is None else frame.filter(self._wanted)
+        if self._wanted is not None:
+            frame = frame.filter(self._wanted)
+        return frame, runs if frame is before else _Runs.of(frame)
 
-    def _rising(self) -> Iterator[pl.DataFrame]:
+    def _rising(self) -> Iterator[tuple[pl.DataFrame, "_Runs"]]:
         """The rows as they come, as long as no symbol comes back and, of bars, times rise: then none comes twice."""
-        last: tuple[str, Any] | None = None
-        is_bar = self.dataset is BAR
-        for frame in self._parsed():
-            symbols = _distinct(frame["symbol"])
-            begins = last is None or symbols[0] > last[0] or (symbols[0] == last[0] and not is_bar)
-            goes_on = last is not None and symbols[0] == last[0] and (not is_bar or frame["time"][0] > last[1])
-            if not ((begins or goes_on) and symbols.is_sorted() and symbols.is_unique().all()):
+        before, is_bar = ("", 0), self.dataset is BAR
+        for frame, runs in self._parsed():
+            clocks = _us_of(frame) if is_bar else np.zeros(0, np.int64)
+            first = runs.symbols[0], clocks[0] if is_bar else 1
+            if not (first > before and runs.symbols.is_sorted() and runs.symbols.is_unique().all()):
                 raise _Mixed(self.file.path)
-            if is_bar and not _rises(frame):
+            if is_bar and not runs.rise(clocks):
                 raise _Mixed(self.file.path)
-            last = symbols[-1], frame["time"][-1] if is_bar else None
-            yield frame
+            before = runs.symbols[-1], clocks[-1] if is_bar else 0
+            yield frame, runs
 
-    def _sorted(self) -> Iterator[pl.DataFrame]:
+    def _sorted(self) -> Iterator[tuple[pl.DataFrame, "_Runs"]]:
         """The same rows ticker by ticker, some tickers at a time; of bars each time once."""
         counts: dict[str, int] = {}
         with desk(self.path) as folder:
-            for number, frame in enumerate(self._parsed()):
+            for number, (frame, _) in enumerate(self._parsed()):
                 for symbol, count in frame["symbol"].value_counts().iter_rows():
                     counts[symbol] = counts.get(symbol, 0) + count
                 frame.write_ipc(folder / f"{number:06}.arrow", compression="lz4")
@@ -288,7 +292,8 @@ class _Reader:
             for low, high in _buckets(counts):
                 assert everything is not None
                 some = everything.filter(pl.col("symbol").is_between(pl.lit(low), pl.lit(high))).collect()
-                yield self._each_once(some.sort(*self._order(some), maintain_order=True))
+                once = self._each_once(some.sort(*self._order(some), maintain_order=True))
+                yield once, _Runs.of(once)
 
     def _order(self, frame: pl.DataFrame) -> list[str]:
         clocks = ("time", "sip_timestamp", "participant_timestamp", "sequence_number")
@@ -305,17 +310,23 @@ class _Reader:
 
     # Rows to the table
 
-    def _add(self, frame: pl.DataFrame) -> None:
-        frame = self._in_window(self._timed(frame))
-        if frame.is_empty():
+    def _add(self, frame: pl.DataFrame, runs: "_Runs") -> None:
+        """Rows that stand symbol by symbol."""
+        frame = self._timed(frame)
+        clocks = _us_of(frame)
+        first, last = _moment(clocks.min()), _moment(clocks.max())
+        if not self.window[0] <= first <= last < self.window[1]:
+            frame = self._in_window(frame)
+            if frame.height:
+                self._add(frame, _Runs.of(frame))
             return
         if self.dataset is not BAR:
-            frame = self._numbered(frame)
+            frame = self._numbered(frame, runs)
         if self.kind.venue == US_OPTIONS:
-            frame = _split(frame)
+            frame = _split(frame, runs)
         rows = self._checked(shape(self.dataset, frame.with_columns(self._says)))
-        self._count(rows)
-        for day, part in _by_day(rows):
+        self._count(rows.height, len(runs.firsts), first, last)
+        for day, part in _by_day(rows, first, last):
             fresh = self._unknown(day, part)
             self.taken.added += fresh.height
             self.bulk.add(day, fresh)
@@ -336,24 +347,18 @@ class _Reader:
     def _in_window(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Without the rows of other days, which are set aside."""
         since, until = self.window
-        if frame.is_empty() or (_instant(frame["time"].min()) >= since and _instant(frame["time"].max()) < until):
-            return frame
         is_inside = (pl.col("time") >= since) & (pl.col("time") < until)
-        strays = frame.filter(~is_inside)
-        texts = strays.write_ndjson().encode().splitlines()
+        texts = frame.filter(~is_inside).write_ndjson().encode().splitlines()
         self._refuse([(text, f"its time is not of {self.file.day}") for text in texts])
         return frame.filter(is_inside)
 
-    def _numbered(self, frame: pl.DataFrame) -> pl.DataFrame:
+    def _numbered(self, frame: pl.DataFrame, runs: "_Runs") -> pl.DataFrame:
         """With `trade_id`: the day's number and the place among the symbol's trades."""
-        places = frame["symbol"].rle_id()
-        runs = np.flatnonzero(np.diff(places.to_numpy(), prepend=np.uint32(2**32 - 1)))
-        counts = np.diff(np.append(runs, frame.height))
-        number = np.arange(1, frame.height + 1) - np.repeat(runs, counts)
+        number = np.arange(1, frame.height + 1) - np.repeat(runs.firsts, runs.lengths)
         symbol, before = self._last
-        if frame["symbol"][0] == symbol:
-            number[: counts[0]] += before
-        self._last = str(frame["symbol"][-1]), int(number[-1])
+        if runs.symbols[0] == symbol:
+            number[: runs.lengths[0]] += before
+        self._last = runs.symbols[-1], int(number[-1])
         base = (self.file.day - EPOCH).days * TRADES_A_DAY
         return frame.with_columns(pl.Series("trade_id", number + base, pl.Int64))
 
@@ -373,20 +378,20 @@ class _Reader:
         return rows.with_row_index("place").filter(~pl.col("place").is_in(places)).drop("place")
 
     def _judge(self, rows: pl.DataFrame) -> None:
-        broken = rows.filter(IMPOSSIBLE)
-        if broken.is_empty():
+        is_broken = _impossible(rows)
+        if not is_broken.any():
             return
         left = EXAMPLES - sum(found.height for found in self.taken.findings)
         told = [
             Finding(row["venue"], row["symbol"], BAR_INVARIANT, "error", _us(row["time"]), _us(row["close_time"]))
-            for row in broken.head(max(0, left)).iter_rows(named=True)
+            for row in rows[np.flatnonzero(is_broken)[: max(0, left)]].iter_rows(named=True)
         ]
         self.taken.findings.append(finding_rows(self.dataset, told, found_us=self.now_us))
 
-    def _count(self, rows: pl.DataFrame) -> None:
-        taken, first, last = self.taken, _instant(rows["time"].min()), _instant(rows["time"].max())
-        taken.rows += rows.height
-        taken.symbols += _distinct(rows["symbol"]).len()
+    def _count(self, rows: int, symbols: int, first: datetime, last: datetime) -> None:
+        taken = self.taken
+        taken.rows += rows
+        taken.symbols += symbols
         taken.first_time = first if taken.first_time is None else min(taken.first_time, first)
         taken.last_time = last if taken.last_time is None else max(taken.last_time, last)
 
@@ -488,35 +493,67 @@ def _wanted(symbols: Sequence[str], venue: str) -> pl.Expr | None:
     return pl.col("symbol").is_in(list(symbols)) | pl.col("symbol").str.extract(OPTION.pattern, 1).is_in(roots)
 
 
-def _distinct(symbols: pl.Series) -> pl.Series:
-    """The symbols without repetitions right behind each other."""
-    places = symbols.rle_id()
-    return symbols.gather(places.search_sorted(pl.arange(0, int(places[-1]) + 1, eager=True, dtype=pl.UInt32)))
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """Rows that stand symbol by symbol: where each symbol begins, and which symbols these are."""
+
+    firsts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    symbols: pl.Series
+
+    @classmethod
+    def of(cls, frame: pl.DataFrame) -> Self:
+        places = frame["symbol"].rle_id().to_numpy()
+        firsts = np.concatenate(
+            [np.zeros(min(1, len(places)), np.int64), np.flatnonzero(places[1:] != places[:-1]) + 1]
+        )
+        return cls(firsts, np.diff(np.append(firsts, len(places))), frame["symbol"].gather(firsts))
+
+    def rise(self, clocks: npt.NDArray[np.int64]) -> bool:
+        """Whether in each run every time is above the one before."""
+        is_above = clocks[1:] > clocks[:-1]
+        is_above[self.firsts[1:] - 1] = True
+        return bool(is_above.all())
 
 
-def _is_test(symbols: pl.Series, venue: str) -> pl.Series:
-    """Which of them are tickers that exchanges try themselves out with."""
-    names = symbols.str.extract(OPTION.pattern, 1) if venue == US_OPTIONS else symbols
-    return names.is_in(list(TEST_TICKERS)).fill_null(value=False)
+def _us_of(frame: pl.DataFrame) -> npt.NDArray[np.int64]:
+    return frame["time"].to_physical().to_numpy()
 
 
-def _rises(bars: pl.DataFrame) -> bool:
-    """Whether the times of each run of one symbol rise."""
-    times, places = bars["time"].to_physical().to_numpy(), bars["symbol"].rle_id().to_numpy()
-    return bool(((times[1:] > times[:-1]) | (places[1:] != places[:-1])).all())
+def _moment(since_us: np.int64) -> datetime:
+    return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=int(since_us))
 
 
-def _split(options: pl.DataFrame) -> pl.DataFrame:
+def _tests(symbols: pl.Series, venue: str) -> list[str]:
+    """Those of them that exchanges try themselves out with."""
+    if venue == US_OPTIONS:
+        return symbols.filter(symbols.str.extract(OPTION.pattern, 1).is_in(list(TEST_TICKERS))).to_list()
+    return [] if venue != US_STOCKS else sorted(TEST_TICKERS.intersection(symbols))
+
+
+def _impossible(bars: pl.DataFrame) -> npt.NDArray[np.bool_]:
+    """Which bars cannot be (ANALYTICS 5.3)."""
+    low, high, first, last = (bars[name].to_numpy() for name in ("low", "high", "open", "close"))
+    broken: npt.NDArray[np.bool_] = (low > np.minimum(first, last)) | (high < np.maximum(first, last))
+    if bars["volume"].null_count() == 0:
+        broken |= bars["volume"].to_numpy() < 0
+    return broken
+
+
+def _split(options: pl.DataFrame, runs: _Runs) -> pl.DataFrame:
     """With underlying, expiry, right and strike, null where a symbol is not that of an option (PROTOCOLS E.3)."""
-    symbols = _distinct(options["symbol"])
-    parts = symbols.to_frame().select(pl.col("symbol").str.extract_groups(f"^{OPTION.pattern}$")).unnest("symbol")
+    symbols = runs.symbols.to_frame()
+    parts = symbols.select(pl.col("symbol").str.extract_groups(f"^{OPTION.pattern}$")).unnest("symbol")
     split = parts.select(
         pl.col("root").alias("underlying"),
         ("20" + pl.col("expiry")).str.to_date("%Y%m%d", strict=False).alias("expiry"),
         "right",
-        (pl.col("strike").cast(pl.Int64) / 1000).alias("strike"),
+        "strike",
     )
-    return options.hstack(split[options["symbol"].rle_id().to_numpy()])
+    # Polars divides by a constant by multiplying with its inverse, which is not always the nearest double.
+    thousandths = split["strike"].cast(pl.Float64).to_numpy()
+    split = split.with_columns(pl.Series("strike", thousandths / 1000).fill_nan(None))
+    return options.hstack(split[np.repeat(np.arange(len(runs.firsts)), runs.lengths)])
 
 
 def _buckets(counts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
@@ -530,18 +567,12 @@ def _buckets(counts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
             first, rows = None, 0
 
 
-def _by_day(rows: pl.DataFrame) -> Iterator[tuple[date, pl.DataFrame]]:
-    days = rows["date"]
-    if days.min() == days.max():
-        yield days[0], rows
+def _by_day(rows: pl.DataFrame, first: datetime, last: datetime) -> Iterator[tuple[date, pl.DataFrame]]:
+    if first.date() == last.date():
+        yield first.date(), rows
         return
     for (day,), part in rows.partition_by("date", as_dict=True, maintain_order=True).items():
         yield day, part
-
-
-def _instant(value: Any) -> datetime:
-    assert isinstance(value, datetime)
-    return value
 
 
 def _us(moment: datetime) -> int:

@@ -184,7 +184,7 @@ def ingest(
     ordered = sorted(landed, key=_place)
     known = dict(known)
     for _ in range(CONFLICTS + len(landed)):
-        bulk = Bulk(lake, wanted.dataset)
+        bulk = Bulk(lake, wanted.dataset, silent=_silent(wanted))
         try:
             archives = [_Archive(bulk, wanted, each, now, told) for each in ordered]
             each_taken = (archive.take(is_mixed=archive.file.path in mixed) for archive in archives)
@@ -204,6 +204,13 @@ def ingest(
         finally:
             bulk.discard()
     raise CommitConflict(f"{wanted.dataset.name}: somebody else keeps adding the same rows")
+
+
+def _silent(wanted: Wanted) -> frozenset[str]:
+    """The columns of which the archives say nothing."""
+    archives = [wanted.archive, *([wanted.archive.beside] if wanted.archive.beside else [])]
+    says = wanted.dataset.dump.says if wanted.dataset.dump else {}
+    return wanted.dataset.silent(says, *(each.columns.values() for each in archives))
 
 
 def ledger(lake: Lake) -> dict[str, tuple[str, str]]:

@@ -1,6 +1,6 @@
 """What a dataset is: its table's columns and key, and every road that leads into the table."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal
 
@@ -68,7 +68,8 @@ def levels(name: str, meaning: str) -> Column:
 
 VENUE = text(
     "venue",
-    "binance-futures (USD-M), binance (spot), binance-delivery (COIN-M), us-stocks, us-options, us-indices, crypto, forex",
+    "binance-futures (USD-M), binance (spot), binance-delivery (COIN-M), us-stocks, us-options, us-indices, crypto, "
+    "forex",
 )
 SYMBOL = text("symbol", "as the venue writes it: Binance upper case, maybe not ASCII; tickers of stocks as they are")
 MARKET_COLUMNS = (
@@ -140,6 +141,9 @@ class Poll:
 
 
 Period = Literal["monthly", "daily"]
+# Where a table stands between what comes in and what goes out. `landing` are files that are no table yet, `bronze` is
+# what was received and what was noted of receiving it, `silver` is made of that, `gold` is taken out of the lake.
+Layer = Literal["landing", "bronze", "silver", "gold"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +190,14 @@ class FlatKind:
 
 
 @dataclass(frozen=True, slots=True)
+class Charts:
+    """The road from Yahoo's charts (PROTOCOLS F), which are asked for by symbol; what every row of this road says."""
+
+    venues: tuple[str, ...]
+    says: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Chain:
     """The columns by which an event says what it follows: it holds the ids `first` to `last`, and comes after
     `previous` (or, where that is null, after `first` - 1). Rows with `apart` are no links of it."""
@@ -222,7 +234,15 @@ class Dataset:
     poll: Poll | None = None
     dump: Dump | None = None
     flat: Mapping[str, FlatKind] = field(default_factory=dict)
+    charts: Charts | None = None
     derived: Mapping[str, pl.Expr] = field(default_factory=dict)
+    layer: Layer = "bronze"
+
+    @property
+    def by_file(self) -> frozenset[str]:
+        """The venues that come in flat files: they are covered file by file, and none of their ids says that one is
+        missing."""
+        return frozenset(kind.venue for kind in self.flat.values())
 
     @property
     def is_retold(self) -> bool:
@@ -233,6 +253,11 @@ class Dataset:
         """Whether a venue's archives have a row per interval of what comes live more often."""
         archive = self.dump.archives.get(venue) if self.dump else None
         return archive is not None and bool(archive.intervals) and "timeframe" not in self.schema
+
+    def silent(self, *said: Iterable[str]) -> frozenset[str]:
+        """The columns that are null on a road that says only these, and those that are computed."""
+        known = {*self.derived, *self.key, *(name for names in said for name in names)}
+        return frozenset(each.name for each in self.columns if each.nullable and each.name not in known)
 
     def column(self, name: str) -> Column:
         """The column of that name."""

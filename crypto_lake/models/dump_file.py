@@ -13,7 +13,7 @@ DUMP_FILE = Dataset(
     "dump_file",
     "ledger of downloaded archives, append-only: the newest row of a path is its state",
     (
-        text("path", "in the bucket: data/futures/um/daily/aggTrades/BTCUSDT/..., us_stocks_sip/day_aggs_v1/2026/05/..."),
+        text("path", "in the bucket: data/futures/um/daily/aggTrades/..., us_stocks_sip/day_aggs_v1/..."),
         text("sha256", "of the file as it was, and as its .CHECKSUM says if it has one", nullable=True),
         text("etag", "as the server said", nullable=True),
         time("last_modified", "as the server said", nullable=True),

@@ -455,6 +455,14 @@ def test_of_options_a_root_is_all_its_contracts_and_test_roots_are_none(desk: De
     assert desk.bars()["symbol"].to_list() == [tickers[0], tickers[1], tickers[3]]
 
 
+def test_strikes_are_the_doubles_nearest_to_their_texts(desk: Desk) -> None:
+    strikes = [number * 5 for number in range(1, 400)] + [7, 12_345_678, 99_999_999]
+    tickers = sorted(f"O:A260618C{strike:08}" for strike in strikes)
+    desk.take(desk.land(OPTIONS_MINUTE, DAY, minutes(tickers, hours=[10])))
+    held = desk.bars().select("symbol", "strike").rows()
+    assert held == [(ticker, int(ticker[-8:]) / 1000) for ticker in tickers]
+
+
 # Trades
 
 STOCK_TRADES = (

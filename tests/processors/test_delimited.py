@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from crypto_lake.config import COIN_M, FUTURES, SPOT
 from crypto_lake.models import DATASETS
 from crypto_lake.models.agg_trade import AGG_TRADE
-from crypto_lake.models.dataset import TIME, Archive, Dataset
+from crypto_lake.models.dataset import TIME, Archive, Dataset, FlatKind
 from crypto_lake.models.mark_price import INDEX
 from crypto_lake.models.open_interest import OPEN_INTEREST
 from crypto_lake.processors.delimited import REFUSED_AT_MOST, Layout, Misfit, Parsed
@@ -36,16 +36,24 @@ SAMPLES = {
     "spot_BTCUSDT-aggTrades-2019-06-01.head5.csv": ("agg_trade", SPOT),
     "spot_BTCUSDT-aggTrades-2026-09-05.head5.csv": ("agg_trade", SPOT),
 }
+# A dataset, and of what venue the archives are, or in which folder the flat files.
 KINDS = [(name, venue) for name, each in DATASETS.items() if each.dump for venue in each.dump.archives]
+KINDS += [(name, folder) for name, each in DATASETS.items() for folder in each.flat]
 
 
-def archive(dataset: Dataset, venue: str) -> Archive:
+def archive(dataset: Dataset, venue: str) -> Archive | FlatKind:
+    if venue in dataset.flat:
+        return dataset.flat[venue]
     assert dataset.dump is not None
     return dataset.dump.archives[venue]
 
 
 def read(
-    *pieces: bytes, dataset: Dataset = AGG_TRADE, venue: str = FUTURES, way: str = "plain", kind: Archive | None = None
+    *pieces: bytes,
+    dataset: Dataset = AGG_TRADE,
+    venue: str = FUTURES,
+    way: str = "plain",
+    kind: Archive | FlatKind | None = None,
 ) -> Parsed:
     """The rows and the refused lines of a file that comes in these pieces."""
     kind = kind or archive(dataset, venue)
@@ -382,7 +390,22 @@ TIMES = st.one_of(
     st.integers(1_500_000_000_000, 1_900_000_000_000).map(str), st.sampled_from(["1704067200365", "0", "170406720036"])
 )
 FLAGS = st.sampled_from(["true", "false", "True", "False", "TRUE", "t", "truex", "", "falsE"])
-TEXTS = st.sampled_from(["BUY", "SELL", "", "0", "True", "ünïcode", "é", '"', "a" * 90, "a\x00b", "-", "12345678.5"])
+ODD_TEXTS = [
+    "ünïcode",
+    "é",
+    '"',
+    "a" * 90,
+    "a\x00b",
+    "-",
+    "12345678.5",
+    '"12,37"',
+    '""',
+    '"a""b"',
+    'a"b',
+    '"x"y',
+    " A ",
+]
+TEXTS = st.sampled_from(["BUY", "SELL", "", "0", "True", "NULL", "nan", "O:AAPL260618C00100000", *ODD_TEXTS])
 BY_TYPE = {pl.Int64(): WHOLES, pl.Float64(): NUMBERS, TIME: TIMES, pl.Boolean(): FLAGS, pl.String(): TEXTS}
 PLAIN = {
     pl.Int64(): st.integers(0, 2**63 - 1).map(str),
@@ -392,7 +415,7 @@ PLAIN = {
     ),
     TIME: st.integers(1_500_000_000_000, 1_900_000_000_000).map(str),
     pl.Boolean(): st.sampled_from(["true", "False"]),
-    pl.String(): st.sampled_from(["BUY", "0", "True", "1704067200365"]),
+    pl.String(): st.sampled_from(["BUY", "0", "True", "1704067200365", "A", "O:A260618C00100000", "O:A260618P001"]),
 }  # fmt: skip
 
 
@@ -465,6 +488,19 @@ def test_lines_with_nothing_unusual_go_the_compiled_way() -> None:
     assert wholes.tolist() == [12, 1234567890123456789]
     assert flags.tolist() == [0b01]
     assert times.tolist() == [1704067200365000, 1704067200366000]
+
+
+def test_texts_go_the_compiled_way_with_their_neighbours_and_what_is_not_there_has_its_own_sign() -> None:
+    digits = pytest.importorskip("crypto_lake.processors.digits")
+    text = b'AAPL,1.5,\nAAPL,,7\n"12,37",2,8\n,3,9\nO:AAPL260618C00100000,4,1\nO:AAPL260618C00100001,5,2\n' * 2
+    texts, numbers, wholes = digits.read_columns(
+        text, ("text", "maybe number", "maybe whole"), least=0, most=0, scale=1
+    )
+    found = [texts.distinct[place].as_py() for place in texts.places.tolist()]
+    assert found == ["AAPL", "AAPL", "12,37", "", "O:AAPL260618C00100000", "O:AAPL260618C00100001"] * 2
+    assert len(texts.distinct) == 10  # neighbours that are equal share one
+    assert [number != number for number in numbers.tolist()[:3]] == [False, True, False]
+    assert wholes.tolist()[:3] == [digits.NO_WHOLE, 7, 8]
 
 
 @settings(deadline=None, max_examples=1000)

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -18,7 +19,7 @@ from crypto_lake.query.source import find
 from crypto_lake.writers import CommitConflict
 from crypto_lake.writers.bulk import Bulk, Mark, marked
 from crypto_lake.writers.delta import Lake
-from crypto_lake.writers.maintenance import compact, unsorted_days
+from crypto_lake.writers.maintenance import compact, sort_day, unsorted_days
 
 AGG_TRADE, LIQUIDATION = DATASETS["agg_trade"], DATASETS["liquidation"]
 DAY, NEXT = date(2024, 1, 15), date(2024, 1, 16)
@@ -214,3 +215,99 @@ def test_a_table_that_has_gone_is_not_made_anew(lake: Lake) -> None:
     with pytest.raises(Exception, match="agg_trade"):
         made.commit([])
     assert not DeltaTable.is_deltatable(lake.uri(AGG_TRADE))
+
+
+# All symbols in one file
+
+BAR = DATASETS["bar"]
+OF_STOCKS = {"venue": "us-stocks", "source": "flatfile", "timeframe": "1m", "origin": "flatfile"}
+
+
+def bars(*symbols: str, minutes: int = 3, timeframe: str = "1m", close: float = 2.0) -> pl.DataFrame:
+    times = [MIDNIGHT + timedelta(hours=14, minutes=minute) for minute in range(minutes)]
+    rows = [
+        {**OF_STOCKS, "timeframe": timeframe, "symbol": symbol, "time": at, "open": 1.0, "high": 3.0, "low": 0.5,
+         "close": close, "volume": 1.5, "complete": True, "revision": 0}
+        for symbol in symbols
+        for at in times
+    ]  # fmt: skip
+    return shape(BAR, pl.DataFrame(rows))
+
+
+def bulk_of_bars(lake: Lake, rows: pl.DataFrame, timeframe: str = "1m", **how: Any) -> Bulk:
+    lake.check(BAR)
+    made = Bulk(lake, BAR, **how)
+    made.speak(**OF_STOCKS | {"timeframe": timeframe})
+    made.add(DAY, rows)
+    return made
+
+
+def held_bars(lake: Lake, **equals: str) -> pl.DataFrame:
+    return lake.rows(BAR, **equals).sort("timeframe", "symbol", "time")
+
+
+def test_rows_of_many_symbols_come_back_as_they_went_in(lake: Lake) -> None:
+    rows = bars("A", "AAPL", "BRK.B").with_columns(
+        pl.when(pl.col("symbol") != "A").then(pl.lit("X")).alias("underlying")
+    )
+    bulk_of_bars(lake, rows).commit([])
+    assert held_bars(lake).equals(rows.select(*BAR.schema))
+
+
+def test_columns_of_which_nothing_is_said_are_null_though_they_are_not_in_the_file(lake: Lake) -> None:
+    silent = BAR.silent(["open", "high", "low", "close", "volume"])
+    bulk_of_bars(lake, bars("A"), silent=silent).commit([])
+    (path,) = Path(lake.root, "bar").rglob("*.parquet")
+    assert {"received_time", "strike", "quote_volume"}.isdisjoint(pl.read_parquet_schema(path))
+    assert held_bars(lake).equals(bars("A").select(*BAR.schema))
+
+
+def test_rows_with_other_words_by_somebody_else_are_no_conflict_and_those_with_the_same_are(lake: Lake) -> None:
+    ours, daily, theirs = (
+        bulk_of_bars(lake, bars("A", "B")),
+        bulk_of_bars(lake, bars("A", minutes=1, timeframe="1d"), "1d"),
+        bulk_of_bars(lake, bars("C")),
+    )
+    daily.commit([])
+    assert ours.commit([]) == 6
+    with pytest.raises(CommitConflict):
+        theirs.commit([])
+    theirs.discard()
+    assert held_bars(lake).height == 7
+
+
+def test_rows_are_taken_out_and_others_put_in_with_one_commit(lake: Lake) -> None:
+    bulk_of_bars(lake, bars("A", "B")).commit([])
+    bulk_of_bars(lake, bars("A", minutes=1, timeframe="1d"), "1d").commit([])
+    sort_day(lake.root, BAR, DAY)  # now both are in one file
+    before = held_bars(lake, timeframe="1d")
+    made = bulk_of_bars(lake, bars("A", close=2.5))
+    (gone,) = made.replace([DAY, NEXT], pl.col("timeframe") == "1m")
+    assert gone.select(pl.len()).collect().item() == 6
+    assert held_bars(lake, timeframe="1m").height == 6  # nothing has happened yet
+    version = DeltaTable(lake.uri(BAR)).version()
+    made.commit([])
+    assert DeltaTable(lake.uri(BAR)).version() == version + 1
+    assert held_bars(lake, timeframe="1m").equals(bars("A", close=2.5).select(*BAR.schema))
+    assert held_bars(lake, timeframe="1d").equals(before)
+
+
+def test_a_replacement_that_is_discarded_changes_nothing_and_leaves_nothing(lake: Lake) -> None:
+    bulk_of_bars(lake, bars("A", "B")).commit([])
+    before, files = held_bars(lake), set(Path(lake.root).rglob("*.parquet"))
+    made = bulk_of_bars(lake, bars("C"))
+    made.replace([DAY], pl.col("symbol") == "A")
+    made.discard()
+    assert held_bars(lake).equals(before)
+    assert set(Path(lake.root).rglob("*.parquet")) == files
+
+
+def test_files_that_somebody_else_moved_meanwhile_are_not_replaced(lake: Lake) -> None:
+    bulk_of_bars(lake, bars("A", "B")).commit([])
+    made = bulk_of_bars(lake, bars("A", close=2.5))
+    made.replace([DAY], pl.col("timeframe") == "1m")
+    sort_day(lake.root, BAR, DAY)
+    with pytest.raises(CommitConflict, match="replaced the same files"):
+        made.commit([])
+    made.discard()
+    assert held_bars(lake).equals(bars("A", "B").select(*BAR.schema))

@@ -1,13 +1,10 @@
 """A lake in an object store: the same drain, over a real S3 protocol server."""
 
 import json
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 import pytest
-from moto.server import ThreadedMotoServer
 
 from crypto_lake.config import ConfigError
 from crypto_lake.journal import FRAME, Journal
@@ -15,19 +12,16 @@ from crypto_lake.models import DATASETS
 from crypto_lake.services.drain import Drain
 from crypto_lake.services.worker import check
 from crypto_lake.writers.delta import Lake
+from tests.s3 import Flatfiles, reset, s3_address
 
 AGG_TRADE = DATASETS["agg_trade"]
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadedMotoServer]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = ThreadedMotoServer("127.0.0.1", port)
-    server.start()
+def store(monkeypatch: pytest.MonkeyPatch) -> None:
+    reset()
     settings = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ENDPOINT_URL": s3_address(),
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_REGION": "us-east-1",
@@ -35,11 +29,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadedMotoServer]:
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    import boto3
-
-    boto3.client("s3", endpoint_url=settings["AWS_ENDPOINT_URL"], region_name="us-east-1").create_bucket(Bucket="lake")
-    yield server
-    server.stop()
+    Flatfiles(s3_address(), "lake").make()
 
 
 def payload(number: int) -> bytes:
@@ -48,8 +38,7 @@ def payload(number: int) -> bytes:
     return json.dumps({"stream": "x", "data": data}).encode()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of botocore, which only makes the bucket
-def test_a_lake_in_s3_holds_every_row_once(tmp_path: Path, store: ThreadedMotoServer) -> None:
+def test_a_lake_in_s3_holds_every_row_once(tmp_path: Path, store: None) -> None:
     lake = Lake("s3://lake/tables")
     check(lake, [AGG_TRADE])
     journal = Journal(tmp_path)
@@ -63,7 +52,6 @@ def test_a_lake_in_s3_holds_every_row_once(tmp_path: Path, store: ThreadedMotoSe
     assert sorted(pl.read_delta("s3://lake/tables/agg_trade")["agg_trade_id"]) == list(range(100))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_bucket_that_is_not_there_is_one_sentence(store: ThreadedMotoServer) -> None:
+def test_a_bucket_that_is_not_there_is_one_sentence(store: None) -> None:
     with pytest.raises(ConfigError, match="LAKE_ROOT=s3://nowhere/tables"):
         check(Lake("s3://nowhere/tables"), [AGG_TRADE])
