@@ -11,6 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.s3 import fake_s3, flatfiles  # noqa: F401  (fixtures)
+
 DATA = Path(os.environ.get("LAKE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 # A machine under load may be slow; a condition that has not come by then will not come.
 PATIENCE_S = 60.0

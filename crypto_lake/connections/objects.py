@@ -8,26 +8,22 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, Self
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 import aiohttp
 
 from crypto_lake.config import ConfigError
 from crypto_lake.connections import SourceError
-from crypto_lake.connections.backoff import backoff_s
 from crypto_lake.connections.listing import page_in
-from crypto_lake.connections.part import Fetched, Hear, Part, Said, claim, discard, finished
+from crypto_lake.connections.part import Fetched, Hear, Part, Said, discard, fill, landed
+from crypto_lake.connections.patience import ATTEMPTS, AgainError, Got, Patience
 from crypto_lake.connections.rest import unreachable
 from crypto_lake.monitoring import metrics
 
 __all__ = ["Fetched", "Objects", "checksum_in", "discard"]
 
 AT_ONCE, SMALL_AT_ONCE = 4, 8
-# Only tries that brought no byte count, so this bounds how long we hope, not how long a file may be.
-ATTEMPTS = 6
-# A longer wait than this is the caller's business: it gets a SourceError at once, with `retry_after_s`.
-PATIENCE_S = 120.0
 CONNECT_S = 10.0
 # A file may take hours as long as bytes come; a small object may not drip.
 STALL_S, SMALL_TOTAL_S = 30.0, 60.0
@@ -36,7 +32,6 @@ REDIRECTS = 3
 TEXT_BYTES, PAGE_BYTES, PAGE_NAMES = 64 << 10, 4 << 20, 1000
 MOST_PAGES = 1000
 REFUSAL_BYTES = 2048
-LOOK_EVERY_S = 1.0
 
 TRIED_AGAIN = frozenset({408, 429, *range(500, 600)})
 ELSEWHERE = frozenset({301, 302, 303, 307, 308})
@@ -45,8 +40,6 @@ IN_WORDS: Final = {403: "access is refused", 451: "not given out at this locatio
 CONTENT_RANGE: Final = re.compile(r"bytes (?P<start>\d+)-\d+/(?P<total>\d+|\*)")
 S3_ERROR: Final = re.compile(r"<Code>(?P<code>[^<]*)</Code>\s*<Message>(?P<message>[^<]*)</Message>")
 SHA256_LINE: Final = re.compile(r"([0-9a-fA-F]{64})[ \t]+\*?(.+)")
-
-Got = TypeVar("Got")
 
 
 def _unheard(number: int) -> None:
@@ -76,14 +69,12 @@ class Objects:
     ) -> None:
         """Raises `ConfigError` when `address` is none."""
         self._address = _web_address(address).rstrip("/")
-        self._attempts, self._stall_s = attempts, stall_s
+        self._stall_s = stall_s
         self._downloads, self._questions = asyncio.Semaphore(at_once), asyncio.Semaphore(small_at_once)
         self._connections = at_once + small_at_once
         self._long = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=stall_s)
         self._short = aiohttp.ClientTimeout(total=SMALL_TOTAL_S, sock_connect=connect_s, sock_read=stall_s)
-        self._sleep, self._draw = sleep, draw
-        self._pauses, self._may_ask = 0, asyncio.Event()
-        self._may_ask.set()
+        self._sleep, self._patience = sleep, Patience(attempts, sleep, draw)
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -128,16 +119,13 @@ class Objects:
         """
         url = self._url(path)
         async with self._downloads:
-            while (fetched := await finished(target)) is None:
-                if part := claim(target, on_bytes, on_size):
-                    try:
-                        return await self._complete(url, part)
-                    finally:
-                        part.close()
-                await self._sleep(LOOK_EVERY_S)
-        on_size(fetched.size)
-        on_bytes(fetched.size)
-        return fetched
+            return await landed(
+                target,
+                lambda part: self._patiently(url, lambda: self._go_on(url, part), part.held),
+                on_bytes=on_bytes,
+                on_size=on_size,
+                sleep=self._sleep,
+            )
 
     async def keys(self, listing: str, prefix: str, *, delimiter: str = "/") -> AsyncIterator[str]:
         """The names that begin with `prefix`, ascending, from the S3 listing (version 1) at the address `listing`.
@@ -177,13 +165,6 @@ class Objects:
                 raise await _refusal(url, answer)
             return await _body(url, answer, most_bytes)
 
-    async def _complete(self, url: str, part: Part) -> Fetched | None:
-        await part.resume()
-        if part.is_whole or await self._patiently(url, lambda: self._go_on(url, part), part.held):
-            return await part.finish()
-        part.begin(None)
-        return None
-
     async def _go_on(self, url: str, part: Part) -> bool:
         """Receive what is missing, or all of it; False when there is no such file."""
         rest = part.rest()
@@ -196,45 +177,25 @@ class Objects:
                 raise await _refusal(url, answer)
             elif not _goes_on(answer, part):
                 part.begin(None)
-                raise _AgainError(f"{url} does not go on where it broke off (HTTP {answer.status})")
-            await _receive(url, answer, part)
+                raise AgainError(f"{url} does not go on where it broke off (HTTP {answer.status})")
+            await fill(url, part, answer.content.iter_any())
         return True
 
     async def _patiently(self, url: str, ask: Callable[[], Awaitable[Got]], held: Callable[[], int] = lambda: 0) -> Got:
-        """The one place where anything is asked again; who gets farther than ever before may always try again."""
-        in_vain, farthest = 0, held()
-        while True:
+        async def once() -> Got:
             try:
                 return await ask()
-            except _AgainError as error:
-                failure = error
             except (aiohttp.ClientError, OSError) as error:  # the disk's are a ConfigError by now
-                failure = _AgainError(self._broke(url, error))
-            in_vain = 0 if held() > farthest else in_vain + 1
-            farthest = max(farthest, held())
-            if in_vain >= self._attempts or (failure.retry_after_s or 0.0) > PATIENCE_S:
-                raise failure
-            await self._wait(failure.retry_after_s, backoff_s(max(0, in_vain - 1), self._draw))
+                raise AgainError(self._broke(url, error)) from None
 
-    async def _wait(self, told_s: float | None, own_s: float) -> None:
-        if told_s is None:
-            await self._sleep(own_s)
-            return
-        self._pauses += 1
-        self._may_ask.clear()
-        try:
-            await self._sleep(max(told_s, own_s))
-        finally:
-            self._pauses -= 1
-            if not self._pauses:
-                self._may_ask.set()
+        return await self._patience.answer(once, held)
 
     @asynccontextmanager
     async def _ask(
         self, url: str, limits: aiohttp.ClientTimeout, headers: Mapping[str, str] | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The answer, maybe from another address; its body is still to come."""
-        await self._may_ask.wait()
+        await self._patience.may_ask()
         at = url
         for _ in range(REDIRECTS + 1):
             async with await self._request(at, limits, headers) as answer:
@@ -276,10 +237,6 @@ def checksum_in(text: str, name: str) -> str:
     raise SourceError(f"the .CHECKSUM of {name} has no SHA-256 of it: {wrong}")
 
 
-class _AgainError(SourceError):
-    """The same question may find an answer soon."""
-
-
 def _said(answer: aiohttp.ClientResponse) -> Said:
     etag, last_modified = (
         value if (value := answer.headers.get(name)) and value.isascii() else None for name in ("ETag", "Last-Modified")
@@ -298,18 +255,6 @@ def _goes_on(answer: aiohttp.ClientResponse, part: Part) -> bool:
         and said.etag in (None, part.said.etag)
         and said.last_modified in (None, part.said.last_modified)
     )
-
-
-async def _receive(url: str, answer: aiohttp.ClientResponse, part: Part) -> None:
-    size = part.said.size
-    async for piece in answer.content.iter_any():
-        metrics.download_bytes_total.inc(len(piece))
-        if size is not None and part.held() + len(piece) > size:
-            part.begin(None)
-            raise _AgainError(f"{url} has more than the {size} bytes that were promised")
-        part.add(piece)
-    if size is not None and part.held() < size:
-        raise _AgainError(f"{url} ended after {part.held()} of {size} bytes")
 
 
 async def _body(url: str, answer: aiohttp.ClientResponse, most_bytes: int) -> bytes:
@@ -346,7 +291,7 @@ async def _refusal(url: str, answer: aiohttp.ClientResponse) -> SourceError:
     if answer.status not in TRIED_AGAIN:
         return SourceError(message, status=answer.status)
     told = answer.headers.get("Retry-After", "").strip()
-    return _AgainError(message, status=answer.status, retry_after_s=float(told) if told.isdecimal() else None)
+    return AgainError(message, status=answer.status, retry_after_s=float(told) if told.isdecimal() else None)
 
 
 def _web_address(address: str) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,8 +14,11 @@ from pathlib import Path
 import msgspec
 
 from crypto_lake.config import ConfigError
+from crypto_lake.connections.patience import AgainError
+from crypto_lake.monitoring import metrics
 
 OPENINGS = 3
+LOOK_EVERY_S = 1.0
 
 Hear = Callable[[int], None]
 
@@ -151,6 +154,52 @@ class Part:
             return os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
         except FileNotFoundError:
             return False
+
+
+async def landed(
+    target: Path,
+    receive: Callable[[Part], Awaitable[bool]],
+    *,
+    on_bytes: Hear,
+    on_size: Hear,
+    sleep: Callable[[float], Awaitable[None]],
+) -> Fetched | None:
+    """The file `target`, once `receive` has brought what is missing of it; None when that says there is no such file.
+
+    What is already there is hashed and not received again. Of two who want the same `target` one receives it and the
+    other waits.
+    """
+    while (fetched := await finished(target)) is None:
+        if part := claim(target, on_bytes, on_size):
+            try:
+                return await _completed(part, receive)
+            finally:
+                part.close()
+        await sleep(LOOK_EVERY_S)
+    on_size(fetched.size)
+    on_bytes(fetched.size)
+    return fetched
+
+
+async def fill(url: str, part: Part, pieces: AsyncIterable[bytes]) -> None:
+    """Take the pieces as they come, to the size that was promised. Raises `AgainError` when there are more or fewer."""
+    size = part.said.size
+    async for piece in pieces:
+        metrics.download_bytes_total.inc(len(piece))
+        if size is not None and part.held() + len(piece) > size:
+            part.begin(None)
+            raise AgainError(f"{url} has more than the {size} bytes that were promised")
+        part.add(piece)
+    if size is not None and part.held() < size:
+        raise AgainError(f"{url} ended after {part.held()} of {size} bytes")
+
+
+async def _completed(part: Part, receive: Callable[[Part], Awaitable[bool]]) -> Fetched | None:
+    await part.resume()
+    if part.is_whole or await receive(part):
+        return await part.finish()
+    part.begin(None)
+    return None
 
 
 def claim(target: Path, on_bytes: Hear, on_size: Hear) -> Part | None:
