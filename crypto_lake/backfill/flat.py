@@ -4,9 +4,11 @@ A file may have a hundred million rows, so nothing here grows with it. Its rows 
 at and not believed: a file in another order is sorted first.
 """
 
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from typing import Any, Final, Self
 from zoneinfo import ZoneInfo
 
@@ -125,6 +127,8 @@ def ingest_flat(
         bulk = Bulk(lake, dataset, silent=_silent(ordered[0].job.file))
         try:
             taken = [_taken(bulk, lake, each, now, told, piece_bytes, mixed) for each in ordered]
+            if _overlap(taken):
+                break
             _note(lake, dataset, taken, now)
             enter_rows(lake, (_entry(each, now) for each in taken if not each.job.replaces), known)
             bulk.commit(list(_marks(taken)))
@@ -141,7 +145,18 @@ def ingest_flat(
             return taken
         finally:
             bulk.discard()
-    raise CommitConflict(f"{dataset.name}: somebody else keeps adding the same rows")
+    else:
+        raise CommitConflict(f"{dataset.name}: somebody else keeps adding the same rows")
+    # What they add was looked for in the table, not in each other: one behind the other, then.
+    how: Any = {"known": known, "now": now, "told": told, "piece_bytes": piece_bytes}
+    return [done for each in ordered for done in ingest_flat(lake, [each], **how)]
+
+
+def _overlap(taken: Sequence[FlatTaken]) -> bool:
+    """Whether two files have bars of the same hours; those of New York cannot."""
+    bars = [each for each in taken if each.job.file.dataset is BAR]
+    spans = sorted((each.first_time, each.last_time) for each in bars if each.first_time and each.last_time)
+    return any(last >= first for (_, last), (first, _) in pairwise(spans))
 
 
 def heal(lake: Lake, folder: str, days: Iterable[date], *, now: datetime) -> list[date]:
@@ -598,7 +613,8 @@ def _note(lake: Lake, dataset: Dataset, taken: Sequence[FlatTaken], now: datetim
     now_us = int(now.timestamp() * 1e6)
     for each in taken:
         # Other symbols of the same file are other words.
-        guard = {f"flat/{each.job.path}/{','.join(each.job.symbols)[:200]}": int(each.landed.fetched.sha256[:15], 16)}
+        whose = f"/{zlib.crc32(','.join(each.job.symbols).encode()):08x}" if each.job.symbols else ""
+        guard = {f"flatfile/{each.job.path}{whose}": int(each.landed.fetched.sha256[:15], 16)}
         lake.append_once(REJECTED, rejected_rows(dataset, [*each.refused, *each.lost]), guard)
         changed = finding_rows(dataset, list(_replacement(each)), found_us=now_us)
         lake.append_once(QUALITY, pl.concat([changed, *each.findings]), guard)

@@ -67,6 +67,7 @@ class _Part:
     waiting_rows: int = 0
     rows: int = 0
     words: dict[str, set[str]] = field(default_factory=dict)
+    spans: list[tuple[Any, Any]] = field(default_factory=list)  # of the order column, piece by piece
 
 
 class Bulk:
@@ -74,7 +75,7 @@ class Bulk:
 
     Columns that hold one word in all the rows to come (venue, symbol, source) are named with `speak`. Where the symbol
     is not one of them its rows stand together, as in files that have all symbols of a day; they may be so many that
-    keys are not compared when somebody else was faster: that he wrote rows with the same words is a conflict then.
+    keys are not compared when somebody else was faster: rows with the same words in the same stretch are a conflict.
     Columns that are `silent`, of which the road says nothing, are left out of the files: to every reader they are null.
     """
 
@@ -153,9 +154,12 @@ class Bulk:
         """Rows of one day, as `shape` makes them, none of whose keys the table holds."""
         if rows.is_empty():
             return
+        part = self._parts.get(day) or self._begin(day)
         if "symbol" in self._says:
             self._symbols.add(self._says["symbol"])
-        part = self._parts.get(day) or self._begin(day)
+        else:
+            order = rows[str(self.dataset.order)]
+            part.spans.append((order.min(), order.max()))
         part.waiting.append(self._as_arrow(rows))
         for name, word in self._says.items():
             part.words.setdefault(name, set()).add(word)
@@ -314,7 +318,9 @@ class Bulk:
         """Whether files hold keys that we add on a day; with all symbols in one file: rows with the same words."""
         if not self._symbols:
             words = {name: word for name, word in self._says.items() if name in (*self.dataset.key, "source")}
-            return not _read(self._table, paths, ["venue"], words, at_most=1).is_empty()
+            lows, highs = zip(*self._parts[day].spans, strict=True)
+            near = pl.col(str(self.dataset.order)).is_between(pl.lit(min(lows)), pl.lit(max(highs)))
+            return not _read(self._table, paths, ["venue"], words, [near], at_most=1).is_empty()
         theirs = _read(self._table, paths, self.dataset.key, {"symbol": self._symbols})
         if theirs.is_empty():
             return False

@@ -249,6 +249,15 @@ def test_some_days_share_a_commit(desk: Desk) -> None:
     assert DeltaTable(f"{desk.root}/bar").version() == before + 1
 
 
+def test_two_files_of_pairs_that_have_a_minute_in_common_have_it_once(desk: Desk) -> None:
+    midnight = datetime(2026, 5, 22, tzinfo=UTC)
+    lines = [line("X:BTCUSD", midnight + timedelta(minutes=number)) for number in (-2, -1, 0, 1, 2)]
+    folder, before = "global_crypto/minute_aggs_v1", date(2026, 5, 21)
+    taken = desk.take(desk.land(folder, before, [AGGS, *lines[:4]]), desk.land(folder, DAY, [AGGS, *lines[2:]]))
+    assert desk.bars()["time"].n_unique() == desk.bars().height == 5
+    assert [each.added for each in taken] == [4, 1]
+
+
 @pytest.mark.parametrize("piece_bytes", [200, 5000, 1 << 20])
 def test_the_pieces_a_file_is_read_in_change_nothing(piece_bytes: int, desk: Desk) -> None:
     tickers = [f"T{number:03}" for number in range(60)]

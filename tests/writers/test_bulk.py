@@ -276,6 +276,12 @@ def test_rows_with_other_words_by_somebody_else_are_no_conflict_and_those_with_t
     assert held_bars(lake).height == 7
 
 
+def test_rows_with_the_same_words_of_other_hours_are_no_conflict(lake: Lake) -> None:
+    evening = bars("A", "B").with_columns(pl.col("time") - pl.duration(hours=14))
+    ours, theirs = bulk_of_bars(lake, bars("A", "B")), bulk_of_bars(lake, evening)
+    assert (theirs.commit([]), ours.commit([])) == (6, 6)
+
+
 def test_rows_are_taken_out_and_others_put_in_with_one_commit(lake: Lake) -> None:
     bulk_of_bars(lake, bars("A", "B")).commit([])
     bulk_of_bars(lake, bars("A", minutes=1, timeframe="1d"), "1d").commit([])
