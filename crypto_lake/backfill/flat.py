@@ -286,7 +286,7 @@ class _Reader:
         for frame, runs in self._parsed():
             clocks = _us_of(frame) if is_bar else np.zeros(0, np.int64)
             first = runs.symbols[0], clocks[0] if is_bar else 1
-            if not (first > before and runs.symbols.is_sorted() and runs.symbols.is_unique().all()):
+            if not (first > before and runs.symbols.is_sorted()):
                 raise _Mixed(self.file.path)
             if is_bar and not runs.rise(clocks):
                 raise _Mixed(self.file.path)

@@ -363,8 +363,7 @@ def _read(
 def _flush(part: _Part) -> None:
     if part.waiting:
         groups = -(-part.waiting_rows // MOST_GROUP_ROWS)
-        together = pa.concat_tables(part.waiting).unify_dictionaries()
-        part.writer.write_table(together, row_group_size=-(-part.waiting_rows // groups))
+        part.writer.write_table(pa.concat_tables(part.waiting), row_group_size=-(-part.waiting_rows // groups))
         part.waiting, part.waiting_rows = [], 0
 
 

@@ -291,6 +291,14 @@ def test_a_file_in_disorder_gives_the_same_rows_each_once(
     assert not list(desk.landing.glob("*.sort-*"))
 
 
+def test_a_file_in_order_is_read_once(desk: Desk) -> None:
+    read_rows: list[int] = []
+    tickers = [f"T{number:03}" for number in range(60)]
+    file = desk.land(STOCKS_MINUTE, DAY, minutes(tickers, hours=range(5, 19)))
+    desk.take(file, told=Told(on_rows=read_rows.append), piece_bytes=5000)
+    assert sum(read_rows) == 60 * 14
+
+
 def test_two_bars_of_one_ticker_and_minute_that_differ_are_not_both_true(desk: Desk) -> None:
     at = new_york(DAY, 10)
     (taken,) = desk.take(desk.land(STOCKS_MINUTE, DAY, [AGGS, line("A", at, 10.5), line("A", at, 10.6), line("B", at)]))
@@ -402,7 +410,8 @@ def test_the_rows_of_a_replaced_file_are_replaced_and_the_change_is_recorded(des
     at = [new_york(DAY, hour) for hour in (10, 11, 12)]
     desk.take(desk.land(STOCKS_DAY, DAY, [AGGS, line("A", new_york(DAY))]))
     desk.take(desk.land(STOCKS_MINUTE, DAY, [AGGS, line("A", at[0]), line("A", at[1], 10.6), line("B", at[0])]))
-    desk.take(desk.land(STOCKS_MINUTE, date(2026, 5, 21), minutes(["A"], date(2026, 5, 21))))
+    for day in (date(2026, 5, 21), date(2026, 5, 25)):
+        desk.take(desk.land(STOCKS_MINUTE, day, minutes(["A"], day)))
     others = desk.bars().filter((pl.col("date") != DAY) | (pl.col("timeframe") == "1d"))
     replacement = [AGGS, line("A", at[0]), line("A", at[1], 10.7), line("C", at[2])]
     (taken,) = desk.take(desk.land(STOCKS_MINUTE, DAY, replacement, replaces=True))
@@ -417,6 +426,7 @@ def test_the_rows_of_a_replaced_file_are_replaced_and_the_change_is_recorded(des
     assert ["10.6" in lost["payload"][0], '"B"' in lost["payload"][1]] == [True, True]
     newest = desk.table("dump_file").filter(pl.col("path").str.contains("minute.*22")).sort("state_time")
     assert newest["sha256"].last() == taken.landed.fetched.sha256
+    assert newest.height == 2
     assert set(desk.table("coverage")["verdict"]) == {"complete"}
 
 
@@ -444,6 +454,7 @@ def test_of_a_replaced_file_only_symbols_that_were_wanted_come_back(desk: Desk) 
 
 def test_the_symbol_of_an_option_is_also_told_in_parts(desk: Desk) -> None:
     tickers = ["O:A260618C00100000", "O:BRKB270115P00012500", "O:SPXW260522C07000000", "O:XYZ1260618C00000500", "O:ODD"]
+    tickers += ["O:XYZ19260618C00000500", "O:XYZ1290618C00000500"]  # of one root, and another one's between them
     desk.take(desk.land(OPTIONS_MINUTE, DAY, minutes(tickers, hours=[10])))
     parts = desk.bars(venue="us-options").select("symbol", "underlying", "expiry", "right", "strike").sort("symbol")
     assert parts.rows() == [
@@ -452,6 +463,8 @@ def test_the_symbol_of_an_option_is_also_told_in_parts(desk: Desk) -> None:
         ("O:ODD", None, None, None, None),
         ("O:SPXW260522C07000000", "SPXW", date(2026, 5, 22), "C", 7000.0),
         ("O:XYZ1260618C00000500", "XYZ1", date(2026, 6, 18), "C", 0.5),
+        ("O:XYZ1290618C00000500", "XYZ1", date(2029, 6, 18), "C", 0.5),
+        ("O:XYZ19260618C00000500", "XYZ19", date(2026, 6, 18), "C", 0.5),
     ]
     assert desk.bars(underlying="SPXW").height == 1
 
