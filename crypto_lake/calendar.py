@@ -9,7 +9,7 @@ import polars as pl
 from rich.text import Text
 
 from crypto_lake.models.coverage import COMPLETE, DIFFERS, INCOMPLETE, UNVERIFIABLE
-from crypto_lake.report import CERTIFIED, MEANINGS, days_of, duration, lines, reason, shade
+from crypto_lake.report import CERTIFIED, MEANINGS, SERIES, days_of, duration, lines, reason, series, shade
 
 # With more months than that a line is a year and a cell a week.
 MONTHS_SHOWN: Final = 24
@@ -139,7 +139,7 @@ def sentence(found: pl.DataFrame) -> str:
     """All of it in a sentence."""
     counts = dict(found.group_by("verdict").len().iter_rows())
     verdicts = ", ".join(f"{counts[name]:,} {name}" for name in reversed(WORST_FIRST) if name in counts)
-    symbols = found.select("dataset", "venue", "symbol").n_unique()
+    symbols = found.select(SERIES).n_unique()
     missing, repaired, down_s = found.select("missing_rows", "repaired_rows", "downtime_s").sum().row(0)
     return (
         f"{found.height:,} days of {symbols:,} series: {verdicts}; {missing or 0:,} rows missing, "
@@ -155,7 +155,7 @@ def _told(found: pl.DataFrame, look: Look) -> Iterator[Text]:
     for rows in stretches[:DAYS_TOLD]:
         first, last = rows[0], rows[-1]
         days = str(first["date"]) + (f" to {last['date']}" if len(rows) > 1 else "")
-        name = f"{first['dataset']} {first['venue']}:{first['symbol']}"
+        name = series(first)
         verdict = first["verdict"], look.cells[first["verdict"]][1]
         yield Text.assemble(f"  {days:24}  {name}  ", verdict, f": {reason(rows)}")
     if (rest := len(stretches) - DAYS_TOLD) > 0:

@@ -12,7 +12,7 @@ import polars as pl
 from crypto_lake.config import ConfigError
 from crypto_lake.models import DATASETS, Dataset
 from crypto_lake.models.bar import BAR
-from crypto_lake.models.coverage import COMPLETE, DIFFERS, INCOMPLETE, UNVERIFIABLE
+from crypto_lake.models.coverage import COMPLETE, DIFFERS, EVERY_SYMBOL, INCOMPLETE, UNVERIFIABLE
 from crypto_lake.query import Report
 
 REPORTS: Final = (".json", ".md", ".html")
@@ -29,6 +29,8 @@ MEANINGS: Final = {
     DIFFERS: "rows are not those of the dump",
     UNVERIFIABLE: "nothing is known to be missing, and nothing proves it",
 }
+# What a line of coverage is about.
+SERIES: Final = ("dataset", "venue", "symbol", "timeframe")
 NO_DAY: Final = "#ffffff"
 STYLE: Final = """body{font:14px system-ui,sans-serif;margin:2em;color:#264653}
 table{border-collapse:collapse;margin:1em 0}
@@ -79,9 +81,16 @@ def draw_coverage(found: pl.DataFrame, path: Path) -> None:
 
 
 def lines(found: pl.DataFrame) -> Iterator[tuple[str, dict[date, dict[str, Any]]]]:
-    """Coverage, a line per dataset, venue and symbol: its name, and its days."""
-    for (dataset, venue, symbol), part in found.group_by("dataset", "venue", "symbol", maintain_order=True):
-        yield f"{dataset} {venue}:{symbol}", {row["date"]: row for row in part.iter_rows(named=True)}
+    """Coverage, a line per series: its name, and its days."""
+    for _, part in found.group_by(SERIES, maintain_order=True):
+        days = {row["date"]: row for row in part.iter_rows(named=True)}
+        yield series(part.row(0, named=True)), days
+
+
+def series(day: Mapping[str, Any]) -> str:
+    """What the series of a day is called: `agg_trade binance:BTCUSDT`; `bar us-stocks * 1m` is covered file by file."""
+    place = f"{day['venue']} *" if day["symbol"] == EVERY_SYMBOL else f"{day['venue']}:{day['symbol']}"
+    return " ".join(filter(None, (day["dataset"], place, day["timeframe"])))
 
 
 def days_of(found: pl.DataFrame) -> list[date]:
@@ -108,7 +117,7 @@ def reason(days: Sequence[Mapping[str, Any]]) -> str:
     parts += [f"{_counted(missing, 'row')} missing"] if missing else []
     parts += ["updates of the book missing"] if is_unknown else []
     parts += [f"{duration(down_s)} without delivery"] if down_s else []
-    return ", ".join(parts)
+    return ", ".join(parts) or "its file is not there"
 
 
 def _doubt(day: Mapping[str, Any], dataset: Dataset) -> str:

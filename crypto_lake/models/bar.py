@@ -8,6 +8,7 @@ from crypto_lake.config import COIN_M, CRYPTO, FOREX, FUTURES, SPOT, US_INDICES,
 from crypto_lake.models.dataset import (
     OPTION_COLUMNS,
     Archive,
+    Charts,
     Dump,
     FlatKind,
     flag,
@@ -91,6 +92,7 @@ BAR = market(
     order="time",
     within=("venue", "symbol", "timeframe", "origin"),
     is_fillable=True,
+    layer="silver",
     dump=Dump(
         {
             FUTURES: Archive("klines", KLINES, intervals=LONGER),
@@ -111,6 +113,7 @@ BAR = market(
         for folder, venue, columns, calendar, zone in FLAT_PLACES
         for name, timeframe in (("day_aggs_v1", "1d"), ("minute_aggs_v1", "1m"))
     },
+    charts=Charts((US_STOCKS, US_INDICES, CRYPTO, FOREX), says={"complete": True, "revision": 0, "origin": YAHOO}),
     derived={
         "close_time": pl.col("time")
         + pl.duration(microseconds=pl.col("timeframe").replace_strict(TIMEFRAMES_US, return_dtype=pl.Int64) - 1)

@@ -38,4 +38,5 @@ COVERAGE = Dataset(
     ),
     key=("venue", "dataset", "symbol", "date", "timeframe", "checked_time"),
     z_order=("symbol", "time"),
+    layer="silver",
 )

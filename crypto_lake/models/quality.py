@@ -24,4 +24,5 @@ QUALITY = Dataset(
     key=(),
     z_order=("symbol", "found_time"),
     partition="found_time",
+    layer="silver",
 )

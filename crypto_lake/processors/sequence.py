@@ -22,6 +22,11 @@ def has_sequence(dataset: Dataset) -> bool:
     return dataset.sequence is not None or dataset.chain is not None
 
 
+def by_symbol(dataset: Dataset) -> pl.Expr:
+    """Whether a row is of a venue that is looked at symbol by symbol. What comes in flat files is not."""
+    return ~pl.col("venue").is_in(sorted(dataset.by_file)) if dataset.by_file else pl.lit(value=True)
+
+
 def columns_needed(dataset: Dataset) -> list[str]:
     """The columns that `holes` looks at."""
     ids: tuple[str, ...] = (dataset.sequence,) if dataset.sequence else ()
@@ -53,9 +58,11 @@ def holes(dataset: Dataset, frame: pl.DataFrame) -> pl.DataFrame:
 def links(dataset: Dataset, frame: pl.DataFrame, *also: str | pl.Expr) -> pl.DataFrame:
     """Per row of a sequence or chain: venue, symbol, time, the `last` id that it holds, the id that it `follows`.
 
-    A row holds the ids behind the one that it follows up to its last. Rows apart (snapshots) are no links.
+    A row holds the ids behind the one that it follows up to its last. Rows apart (snapshots) are no links, and neither
+    are those out of flat files.
     """
     assert has_sequence(dataset), f"{dataset.name} has neither sequence nor chain"
+    frame = frame.filter(by_symbol(dataset))
     if dataset.sequence:
         own = pl.col(dataset.sequence)
         return frame.select("venue", "symbol", "time", own.alias("last"), (own - 1).alias("follows"), *also)

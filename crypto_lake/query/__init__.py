@@ -3,7 +3,7 @@
 from crypto_lake.query.coverage import coverage
 from crypto_lake.query.gaps import gaps
 from crypto_lake.query.read import read
-from crypto_lake.query.tables import tables
+from crypto_lake.query.tables import layers, tables
 from crypto_lake.query.validate import Report, validate
 
-__all__ = ["Report", "coverage", "gaps", "read", "tables", "validate"]
+__all__ = ["Report", "coverage", "gaps", "layers", "read", "tables", "validate"]

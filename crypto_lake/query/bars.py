@@ -7,6 +7,7 @@ import polars as pl
 
 from crypto_lake.config import COIN_M
 from crypto_lake.models.bar import BAR, KLINE, TIMEFRAMES_US, TRADES
+from crypto_lake.processors.sequence import by_symbol
 from crypto_lake.query.days import DAY, midnight
 from crypto_lake.query.findings import Findings
 
@@ -15,7 +16,8 @@ SERIES: Final = list(BAR.within)
 RTOL: Final = 1e-9
 # Venues round the quote quantity of each trade to so much.
 ROUNDING: Final = 0.5e-8
-# Origins of series in which every interval has a bar, whether anybody traded or not.
+# Origins of series in which every interval has a bar, whether anybody traded or not. What comes in flat files has none
+# where nobody did, nor at night, whoever made the bars.
 GAPLESS: Final = (KLINE, TRADES)
 
 LENGTH_US: Final = pl.col("timeframe").replace_strict(TIMEFRAMES_US, default=None, return_dtype=pl.Int64)
@@ -56,7 +58,7 @@ def _judge_values(rows: pl.DataFrame, findings: Findings) -> None:
 
 def _judge_holes(rows: pl.DataFrame, reached: pl.DataFrame | None, findings: Findings) -> None:
     """One finding per hole: the open times of the first bar that is missing and of the last one."""
-    series = rows.filter(pl.col("origin").is_in(GAPLESS)).sort(*SERIES, "time")
+    series = rows.filter(by_symbol(BAR), pl.col("origin").is_in(GAPLESS)).sort(*SERIES, "time")
     before = pl.col("time").shift(1).over(SERIES)
     if reached is not None:
         series = series.join(reached, on=SERIES, how="left", maintain_order="left")

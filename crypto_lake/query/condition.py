@@ -8,6 +8,7 @@ import polars as pl
 
 from crypto_lake.models import Dataset
 from crypto_lake.models.gap import NOT_AT_VENUE
+from crypto_lake.processors.sequence import by_symbol
 from crypto_lake.query.days import DAY, midnight
 from crypto_lake.query.findings import Place
 from crypto_lake.query.holes import Missing
@@ -34,14 +35,17 @@ def conditions(
 ) -> pl.DataFrame:
     """`days` (profiles) with a column `condition`; days without a row between two that have some are added.
 
+    Venues that come in flat files have a line for all symbols, and days on which nobody trades: none is added for them
+    (which file is missing stands in `coverage`), and what spoils a day of one symbol spoils it for the line.
     `rejected` has venue, date and count: a rejected message names no symbol for certain, so it speaks of the venue.
     """
-    whole = _with_days_between(days)
+    whole = _with_days_between(dataset, days)
+    spoilt_files = {(venue, day) for name, venue, _, day in spoilt if name == dataset.name and venue in dataset.by_file}
     open_gaps = found.known.filter(pl.col("reason") != NOT_AT_VENUE).select(
         *WITHIN, "start_time", pl.col("end_time").fill_null(now)
     )
     holed = _days_of(open_gaps)
-    refused = _refused_days(days, rejected)
+    bad_days = _refused_days(days, rejected) | spoilt_files
     column = [
         _condition(
             dataset,
@@ -52,7 +56,7 @@ def conditions(
                 (dataset.name, *place, row["date"]) in spoilt
                 for place in ((row["venue"], row["symbol"]), (row["venue"], ""), ("", ""))
             )
-            or (row["venue"], row["date"]) in refused,
+            or (row["venue"], row["date"]) in bad_days,
             now=now,
         )
         for row in whole.select(*WITHIN, "date", "rows").iter_rows(named=True)
@@ -72,12 +76,17 @@ def _condition(dataset: Dataset, day: date, *, has_rows: bool, is_holed: bool, i
     return DEGRADED if is_holed or is_spoilt else AVAILABLE
 
 
-def _with_days_between(days: pl.DataFrame) -> pl.DataFrame:
-    spans = days.group_by(WITHIN).agg(pl.col("date").min().alias("first"), pl.col("date").max().alias("last"))
+def _with_days_between(dataset: Dataset, days: pl.DataFrame) -> pl.DataFrame:
+    files = days.filter(~by_symbol(dataset))
+    spans = (
+        days.filter(by_symbol(dataset))
+        .group_by(WITHIN)
+        .agg(pl.col("date").min().alias("first"), pl.col("date").max().alias("last"))
+    )
     every = spans.select(*WITHIN, pl.date_ranges("first", "last").alias("date")).explode("date")
     both = every.join(days, on=[*WITHIN, "date"], how="left", nulls_equal=True)
     filled = both.with_columns(pl.col("rows").fill_null(0), pl.col("dataset").fill_null(pl.col("dataset").max()))
-    return filled.select(days.columns).sort(*WITHIN, "date")
+    return pl.concat([filled.select(days.columns), files]).sort(*WITHIN, "date")
 
 
 def _days_of(spans: pl.DataFrame) -> set[tuple[str, str, date]]:

@@ -11,11 +11,11 @@ from deltalake.exceptions import DeltaError
 from crypto_lake.config import ConfigError, load
 from crypto_lake.models import DATASETS, Dataset, dataset_named
 from crypto_lake.models.bar import BAR
-from crypto_lake.models.coverage import COMPLETE, COVERAGE, DIFFERS, INCOMPLETE, UNVERIFIABLE
+from crypto_lake.models.coverage import COMPLETE, COVERAGE, DIFFERS, EVERY_SYMBOL, INCOMPLETE, UNVERIFIABLE
 from crypto_lake.models.dataset import TIME
 from crypto_lake.models.frame import OTHERS
 from crypto_lake.models.gap import NOT_AT_VENUE
-from crypto_lake.processors.sequence import INTERVALS, has_sequence
+from crypto_lake.processors.sequence import INTERVALS, by_symbol, has_sequence
 from crypto_lake.query import holes
 from crypto_lake.query.days import DAY, is_market
 from crypto_lake.query.findings import first_line
@@ -61,6 +61,10 @@ def coverage(
     ids a known dump is the proof, of bars only when the day has all of each timeframe (the first day of a symbol: from
     the first one on). Else `unverifiable`.
 
+    Venues that come in flat files (`Dataset.by_file`) are covered file by file: a row per day and `timeframe` under the
+    symbol `*`, whatever `symbols` says, and one per symbol where only some were wanted of a file. They are the newest
+    ones that table `coverage` has; no row of theirs is looked at, and there are none of them with `facts`.
+
     Raises `ConfigError` when there is no table to look at, and when one cannot be read.
     """
     place = load().root if root is None else root
@@ -71,12 +75,12 @@ def coverage(
         before = gaps(place)  # a recorder may fill a hole while its table is read
         sources = [source for each in _asked(dataset) if (source := find(place, each))]
         asked = Asked(place, symbols, since, until, moment, facts, on_step)
-        found = [_covered(source, before, asked) for source in sources]
+        found = [part for source in sources for part in (_covered(source, before, asked), _files(source, asked))]
     except (DeltaError, OSError, pl.exceptions.PolarsError) as error:
         raise ConfigError(f"tables under {place} cannot be read (`validate` says which): {first_line(error)}") from None
     if not found:
         raise ConfigError(f"no table {dataset} under {place}" if dataset else f"no tables under {place}")
-    return pl.concat(found).sort("dataset", "venue", "symbol", "date")
+    return pl.concat(found).sort("dataset", "venue", "symbol", "timeframe", "date")
 
 
 def _asked(name: str | None) -> list[Dataset]:
@@ -142,8 +146,22 @@ def _covered(source: Source, before: pl.DataFrame, asked: Asked) -> pl.DataFrame
         pl.lit(dataset.name).alias("dataset"),
         _midnight("date").alias("time"),
         pl.lit(now, TIME).alias("checked_time"),
+        pl.lit(None, pl.String()).alias("timeframe"),
     )
     return judged.select(pl.col(name).cast(dtype) for name, dtype in COVERAGE.schema.items())
+
+
+def _files(source: Source, asked: Asked) -> pl.DataFrame:
+    """What the certificates say of venues that come in flat files: of each file the newest one."""
+    if asked.facts is not None or not source.dataset.by_file or (certificates := find(asked.root, COVERAGE)) is None:
+        return pl.DataFrame(schema=COVERAGE.schema)
+    first = asked.since.date() if asked.since else None
+    last = (asked.until - TICK).date() if asked.until else None
+    about = certificates.scan(first, last).filter(pl.col("dataset") == source.dataset.name, ~by_symbol(source.dataset))
+    if asked.symbols is not None:
+        about = about.filter(pl.col("symbol").is_in([*asked.symbols, EVERY_SYMBOL]))
+    rows = about.collect(engine="streaming").sort("checked_time", *FACTS)
+    return rows.unique([*ON_DAY, "timeframe"], keep="last", maintain_order=True)
 
 
 # What is there
@@ -164,7 +182,9 @@ def _noted_facts(dataset: Dataset, asked: Asked) -> pl.DataFrame:
         return pl.DataFrame(schema=FACTS)
     first = asked.since.date() - DAY if asked.since else None
     last = (asked.until - TICK).date() + DAY if asked.until else None
-    about = source.scan(first, last).filter(pl.col("dataset") == dataset.name, pl.col("dump_sha256").is_not_null())
+    about = source.scan(first, last).filter(
+        pl.col("dataset") == dataset.name, pl.col("dump_sha256").is_not_null(), by_symbol(dataset)
+    )
     rows = about.select(*FACTS, "checked_time").collect(engine="streaming").sort("checked_time", *FACTS)
     return rows.unique(ON_DAY, keep="last", maintain_order=True).select(*FACTS)
 

@@ -69,7 +69,10 @@ def pieces(dataset: Dataset, rows: pl.LazyFrame, columns: Sequence[str | pl.Expr
 
 
 def _of(rows: pl.LazyFrame, groups: pl.DataFrame) -> pl.LazyFrame:
-    near = rows.filter(pl.col("symbol").is_in(groups["symbol"].implode()))
+    # The ends of the list are what a file and its groups of rows are skipped by.
+    some = groups["symbol"]
+    is_near = pl.col("symbol").is_between(pl.lit(some.min(), pl.String()), pl.lit(some.max(), pl.String()))
+    near = rows.filter(is_near, pl.col("symbol").is_in(some.implode()))
     return near.join(groups.select("venue", "symbol").lazy(), on=["venue", "symbol"], how="semi")
 
 

@@ -9,10 +9,10 @@ import polars as pl
 
 from crypto_lake.models import Dataset
 from crypto_lake.models.bar import BAR
-from crypto_lake.processors.sequence import INTERVALS, columns_needed, has_sequence
+from crypto_lake.processors.sequence import INTERVALS, by_symbol, columns_needed, has_sequence
 from crypto_lake.query.bars import ON_SCHEDULE, schedule
 from crypto_lake.query.days import days_held, is_within, of_day, pieces
-from crypto_lake.query.logged import Logged, logged
+from crypto_lake.query.logged import Logged, days_by_symbol, logged
 from crypto_lake.query.runs import WITHIN, joined, runs
 from crypto_lake.query.source import Source
 from crypto_lake.query.span import TICK
@@ -46,10 +46,11 @@ def held(
 ) -> Held:
     """What is there on the days from `since` to before `until`, and on the nearest one before and behind them.
 
-    The log of a Delta table answers the days of which it says enough; the others are read.
+    The log of a Delta table answers the days of which it says enough; the others are read. Venues that are covered by
+    file are left out.
     """
     dataset = source.dataset
-    wanted = _with_neighbours(days_held(source, None, None), since, until)
+    wanted = _with_neighbours(days_by_symbol(source, days_held(source, None, None)), since, until)
     told = logged(source, wanted, symbols)
     schema = COUNTS | ON_SCHEDULE if dataset.name == BAR.name else COUNTS
     counts, found = [pl.DataFrame(schema=schema)], _runs_told(dataset, told)
@@ -57,7 +58,7 @@ def held(
     unread = [day for day in wanted if day not in told.days]
     for number, day in enumerate(unread):
         on_step(dataset.name, number, len(unread))
-        for piece in pieces(dataset, of_day(source, day, symbols), _columns(dataset)):
+        for piece in pieces(dataset, of_day(source, day, symbols).filter(by_symbol(dataset)), _columns(dataset)):
             counts.append(_counted(dataset, piece, day))
             if has_sequence(dataset):
                 found = joined(pl.concat([found, runs(dataset, piece)]))

@@ -48,13 +48,31 @@ def logged(source: Source, days: Collection[date], symbols: Sequence[str] | None
     actions = pl.DataFrame(source.table.get_add_actions(flatten=True))
     if not _columns(source.dataset) <= set(actions.columns):
         return NOTHING
-    files = _files(source.dataset, actions).filter(pl.col("date").is_in(list(days)))
+    own = actions.filter(~are_by_file(source.dataset, actions))
+    files = _files(source.dataset, own).filter(pl.col("date").is_in(list(days)))
     asked = None if symbols is None else sorted(symbols)
     wanted = [_may_hold(low, high, asked) for low, high in files.select("symbol", "high").iter_rows()]
     files = files.filter(pl.Series(wanted, dtype=pl.Boolean))
     unclear = set(files.filter(~pl.col("is_told"))["date"])
     told = files.filter(~pl.col("date").is_in(unclear)).select(*FILES)
     return Logged(frozenset(day for day in days if day not in unclear), told)
+
+
+def days_by_symbol(source: Source, days: Sequence[date]) -> list[date]:
+    """Those of `days` with a file that may hold rows of a venue which is covered by symbol, as the log says."""
+    if source.table is None or not source.dataset.by_file:
+        return list(days)
+    actions = pl.DataFrame(source.table.get_add_actions(flatten=True))
+    found = set(actions.filter(~are_by_file(source.dataset, actions))[f"partition.{PARTITION}"])
+    return [day for day in days if day in found]
+
+
+def are_by_file(dataset: Dataset, actions: pl.DataFrame) -> pl.Series:
+    """Per file of the log, whether it says that all rows are of one venue that is covered by file."""
+    if not (dataset.by_file and {"min.venue", "max.venue"} <= set(actions.columns)):
+        return pl.repeat(value=False, n=actions.height, dtype=pl.Boolean, eager=True)
+    low, high = actions["min.venue"], actions["max.venue"]
+    return ((low == high) & low.is_in(sorted(dataset.by_file))).fill_null(value=False)
 
 
 def _is_enough(dataset: Dataset) -> bool:

@@ -7,7 +7,9 @@ from typing import Final
 import polars as pl
 
 from crypto_lake.models import Dataset
+from crypto_lake.models.coverage import EVERY_SYMBOL
 from crypto_lake.models.dataset import TIME
+from crypto_lake.processors.sequence import by_symbol
 from crypto_lake.query.findings import Findings
 
 PROFILE: Final[dict[str, pl.DataType]] = {
@@ -36,12 +38,21 @@ VOLUMES: Final = ("filled_quantity", "quantity")
 WITHIN: Final = ["venue", "symbol"]
 
 
+def line(dataset: Dataset) -> pl.Expr:
+    """The symbol under which a row is counted: venues that are covered by file have one line for all their symbols."""
+    if not dataset.by_file:
+        return pl.col("symbol")
+    return pl.when(by_symbol(dataset)).then(pl.col("symbol")).otherwise(pl.lit(EVERY_SYMBOL)).alias("symbol")
+
+
 def profile(dataset: Dataset, rows: pl.LazyFrame, day: date) -> pl.DataFrame:
-    """Per venue and symbol what can be said without an order of the rows, and `null.<column>` for each column that
-    must not be null; duplicates, pause and outliers are still to come."""
+    """Per venue and symbol (`line`) what can be said without an order of the rows, and `null.<column>` for each column
+    that must not be null; duplicates, pause and outliers are still to come."""
     price, volume = _first(PRICES, dataset), _first(VOLUMES, dataset)
     clock = pl.col(dataset.partition)
-    groups = [pl.col(name) if name in dataset.schema else pl.lit(None, pl.String()).alias(name) for name in WITHIN]
+    nothing = pl.lit(None, pl.String())
+    symbol = line(dataset) if "symbol" in dataset.schema else nothing.alias("symbol")
+    groups = [pl.col("venue") if "venue" in dataset.schema else nothing.alias("venue"), symbol]
     strict = [column.name for column in dataset.columns if not column.nullable]
     found = rows.group_by(groups).agg(
         pl.len().cast(pl.Int64).alias("rows"),
@@ -60,14 +71,22 @@ def profile(dataset: Dataset, rows: pl.LazyFrame, day: date) -> pl.DataFrame:
         pl.lit(day).alias("date"),
         pl.sum_horizontal(pl.col("^null\\..*$")).cast(pl.Int64).alias("nulls"),
         volume=pl.lit(None, pl.Float64()) if _first_name(VOLUMES, dataset) is None else pl.col("volume"),
-    )
+    ).with_columns(_of_one_symbol(dataset, "min_price", "max_price", "mean_price", "volume"))
 
 
-def pauses(piece: pl.DataFrame) -> pl.DataFrame:
+def _of_one_symbol(dataset: Dataset, *names: str) -> pl.Expr:
+    """Null where a line is about all symbols: sums and ends over different things."""
+    return pl.when(by_symbol(dataset)).then(pl.col(names))
+
+
+def pauses(dataset: Dataset, piece: pl.DataFrame) -> pl.DataFrame:
     """Per venue and symbol the longest time between two rows that follow each other, in seconds, and the ends."""
     clock = pl.col("time")
     steps = _seconds(clock.sort().diff().max())
-    return piece.group_by(WITHIN).agg(steps.alias("longest_pause_s"), begin=clock.min(), end=clock.max())
+    found = piece.group_by("venue", line(dataset)).agg(
+        steps.alias("longest_pause_s"), begin=clock.min(), end=clock.max()
+    )
+    return found.with_columns(_of_one_symbol(dataset, "longest_pause_s", "begin", "end"))
 
 
 def of_pieces(parts: pl.DataFrame) -> pl.DataFrame:

@@ -17,6 +17,7 @@ from pyarrow import ArrowException, fs
 from crypto_lake.models import Dataset
 from crypto_lake.query.days import DAY, is_market, is_within, midnight
 from crypto_lake.query.findings import Findings
+from crypto_lake.query.logged import are_by_file
 from crypto_lake.query.source import PARTITION, Source
 from crypto_lake.query.span import TICK
 
@@ -34,6 +35,7 @@ class File:
     rows: int | None = None
     first: datetime | None = None
     last: datetime | None = None
+    is_flat: bool = False  # all of it of a venue that is covered by file: not every day has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +75,19 @@ def look(source: Source, findings: Findings, *, since: datetime | None, until: d
     if source.table is not None:
         _check_schema(source.dataset, _schema(source.table), findings, place=source.table.table_uri)
         _check_partitions(source.dataset, source.table, findings)
-        files = [each for each in _logged(source) if each.day is None or is_within(each.day, since, until)]
+        every = _logged(source)
+        is_flat = bool(every) and all(each.is_flat for each in every)
+        files = [each for each in every if each.day is None or is_within(each.day, since, until)]
         stored = _stored_delta(source.table, files)
     else:
+        is_flat = False
         files = [File(str(path), day) for day, path in source.files if is_within(day, since, until)]
         stored = _stored(files, lambda path: _local(Path(path)))
     for file in files:
         _check_file(source.dataset, file, stored.get(file.path, GONE), findings)
     days = tuple(sorted({file.day for file in files if file.day}))
-    missing = _check_days(source.dataset, days, findings, since=since, until=until, now=now)
+    regular = tuple(sorted({file.day for file in files if file.day and not file.is_flat}))
+    missing = 0 if is_flat else _check_days(source.dataset, regular, findings, since=since, until=until, now=now)
     counted = [_rows(file, stored.get(file.path, GONE).footer) for file in files]
     if not any(counted) and is_market(source.dataset):
         which = " of these days" if since or until else ""
@@ -102,7 +108,9 @@ def _schema(table: DeltaTable) -> dict[str, Any]:
 
 def _check_schema(dataset: Dataset, found: dict[str, Any], findings: Findings, *, place: str) -> None:
     for name, dtype in dataset.schema.items():
-        if name not in found:
+        if name not in found and dataset.column(name).nullable:
+            findings.add(dataset, "schema", "info", f"{place}: column {name} is not there yet and reads as null")
+        elif name not in found:
             findings.add(dataset, "schema", "error", f"{place}: column {name} is missing")
         elif found[name] != dtype:
             findings.add(dataset, "schema", "error", f"{place}: column {name} is {found[name]}, not {dtype}")
@@ -122,9 +130,10 @@ def _logged(source: Source) -> list[File]:
     actions = pl.DataFrame(source.table.get_add_actions(flatten=True))
     names = ("path", f"partition.{PARTITION}", "size_bytes", "num_records", f"min.{clock}", f"max.{clock}")
     columns = [actions[name].to_list() if name in actions.columns else [None] * actions.height for name in names]
+    is_flat = are_by_file(source.dataset, actions).to_list()
     return [
-        File(unquote(path), _day(day), size, rows, _instant(first), _instant(last))
-        for path, day, size, rows, first, last in zip(*columns, strict=True)
+        File(unquote(path), _day(day), size, rows, _instant(first), _instant(last), flat)
+        for path, day, size, rows, first, last, flat in zip(*columns, is_flat, strict=True)
     ]
 
 

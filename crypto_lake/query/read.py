@@ -1,7 +1,7 @@
 """`read`: the rows of a dataset as a Polars LazyFrame that opens only the files it needs."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, time
 from typing import Any
 
 import polars as pl
@@ -66,6 +66,12 @@ def _matches(dataset: Dataset, name: str, value: Any) -> pl.Expr:
 
 
 def _within(dataset: Dataset, since: datetime | None, until: datetime | None) -> pl.Expr:
+    """What the days that are scanned leave open. Where they begin and end with the span no time has to be looked at,
+    which is a quarter of the work for one symbol of a month."""
     clock = pl.col(dataset.partition)
-    after = pl.lit(True) if since is None else clock >= since
-    return after if until is None else after & (clock < until)
+    after = pl.lit(True) if since is None or _is_midnight(since) else clock >= since
+    return after if until is None or _is_midnight(until) else after & (clock < until)
+
+
+def _is_midnight(instant: datetime) -> bool:
+    return instant.time() == time()

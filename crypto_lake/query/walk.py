@@ -8,11 +8,11 @@ import polars as pl
 
 from crypto_lake.models.bar import BAR
 from crypto_lake.processors.quality import Checks
-from crypto_lake.processors.sequence import INTERVALS, has_sequence
+from crypto_lake.processors.sequence import INTERVALS, by_symbol, has_sequence
 from crypto_lake.query import bars, klines
 from crypto_lake.query.days import is_market, of_day, pieces
 from crypto_lake.query.findings import Findings
-from crypto_lake.query.profile import PROFILE, WITHIN, judge, of_pieces, pauses, profile
+from crypto_lake.query.profile import PROFILE, WITHIN, judge, line, of_pieces, pauses, profile
 from crypto_lake.query.runs import joined, runs
 from crypto_lake.query.source import Source
 
@@ -32,10 +32,13 @@ class Walk:
         self._now_us = int(now.timestamp() * 1e6)
         self._is_deep = is_deep
         self._checks = Checks(self.dataset)
+        self._checks_of_files = self._checks
         self._reached: pl.DataFrame | None = None  # the highest value of the order column within each group
 
     def day(self, day: date, symbols: Sequence[str] | None) -> pl.DataFrame:
         """Looks at a day; its profile."""
+        # A million contracts come and go in flat files: what is remembered of each ends with its day.
+        self._checks_of_files = Checks(self.dataset)
         rows = of_day(self.source, day, symbols)
         seen = profile(self.dataset, rows, day)
         judge(self.dataset, seen, self._findings)
@@ -73,20 +76,27 @@ class Walk:
             self.held = joined(pl.concat([self.held, runs(self.dataset, ordered)]))
         if order:
             self._advance(ordered)
-        found = pauses(ordered)  # with the ends of the piece: pieces of one symbol go on from each other
+        found = pauses(self.dataset, ordered)  # with the ends of the piece: pieces of one symbol go on from each other
         for more in (doubled, outliers):
             found = found.join(more, on=WITHIN, how="left")
         return found.with_columns(pl.col("duplicates", "outliers").fill_null(0))
 
     def _check_rows(self, ordered: pl.DataFrame) -> pl.DataFrame:
         """The row checks; how many outliers each symbol has."""
+        nothing = pl.DataFrame(schema={"venue": pl.String, "symbol": pl.String, "outliers": pl.Int64})
         if not (self._is_deep or self._checks.subject.is_trade):
-            return pl.DataFrame(schema={"venue": pl.String, "symbol": pl.String, "outliers": pl.Int64})
-        found = self._checks.check(ordered, found_us=self._now_us, numbered=True, at_rest=True, at_most=None).findings
-        if self._is_deep:
-            told = found.filter(~pl.col("check").is_in(JUDGED_ELSEWHERE))
-            self._findings.add_rows(self._explained(ordered, told).with_columns(pl.lit(None, pl.Int64()).alias("row")))
-        return found.filter(pl.col("check") == OUTLIER).group_by(WITHIN).agg(pl.len().cast(pl.Int64).alias("outliers"))
+            return nothing
+        outliers = [nothing]
+        is_single = by_symbol(self.dataset)
+        for checks, is_own in ((self._checks, is_single), (self._checks_of_files, ~is_single)):
+            own = ordered.filter(is_own)
+            found = checks.check(own, found_us=self._now_us, numbered=True, at_rest=True, at_most=None).findings
+            if self._is_deep:
+                told = self._explained(own, found.filter(~pl.col("check").is_in(JUDGED_ELSEWHERE)))
+                self._findings.add_rows(told.with_columns(pl.lit(None, pl.Int64()).alias("row")))
+            strange = found.filter(pl.col("check") == OUTLIER).group_by("venue", line(self.dataset))
+            outliers.append(strange.agg(pl.len().cast(pl.Int64).alias("outliers")))
+        return pl.concat(outliers)
 
     def _explained(self, ordered: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
         """Without missing trade ids behind a hole in the ids of the rows: that hole is told already."""
@@ -104,13 +114,13 @@ class Walk:
     # Keys
 
     def _doubled(self, ordered: pl.DataFrame, day: date) -> pl.DataFrame:
-        """Rows that share their key, per symbol; each symbol's are one finding."""
+        """Rows that share their key, per symbol (`line`); each one's are one finding."""
         dataset = self.dataset
         twice = ordered.filter(pl.struct(dataset.key).is_duplicated())
         across = self._across(ordered, day)
         ids = pl.col(dataset.order) if dataset.order and dataset.schema[dataset.order] == pl.Int64 else pl.lit(None)
         both = pl.concat([twice.select(ordered.columns), across.select(ordered.columns)])
-        found = both.group_by(WITHIN).agg(
+        found = both.group_by("venue", line(dataset)).agg(
             pl.len().cast(pl.Int64).alias("duplicates"),
             pl.col("time").min().alias("first_time"),
             pl.col("time").max().alias("last_time"),
@@ -141,7 +151,8 @@ class Walk:
         return back.join(keys, on=self.dataset.key, how="semi")
 
     def _advance(self, ordered: pl.DataFrame) -> None:
-        within = list(self.dataset.within)
+        # The rows of a flat file are in no other one, and their symbols are too many to remember.
+        ordered, within = ordered.filter(by_symbol(self.dataset)), list(self.dataset.within)
         best = ordered.group_by(within).agg(pl.col(str(self.dataset.order)).max().alias("reached"))
         both = best if self._reached is None else pl.concat([self._reached, best.select(self._reached.columns)])
         self._reached = both.group_by(within).agg(pl.col("reached").max())

@@ -40,7 +40,7 @@ OF_CONTRACTS: Final = frozenset({"expiry", "right", "strike"})
 # Smaller pieces wait for the next ones, so that a small file's rows make one group, not one per piece.
 GROUP_ROWS: Final = 32_768
 # In larger groups one symbol's rows would be a long read.
-MOST_GROUP_ROWS: Final = 131_072
+MOST_GROUP_ROWS: Final = 65_536
 LEVEL: Final = 1
 # A constant column is cut from one that is this long, or a multiple.
 REPEATED: Final = 1 << 18
