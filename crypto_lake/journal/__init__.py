@@ -3,10 +3,11 @@
 from crypto_lake.journal.lock import take
 from crypto_lake.journal.reader import Record, Segment, backlog, end_of, read, read_all, segments
 from crypto_lake.journal.writer import Journal, sync_directory
-from crypto_lake.models.frame import ALIVE, CLOSED, DOUBT, FRAME, LAPSE, OPENED, RESPONSE, Records
+from crypto_lake.models.frame import ALIVE, CARRIES, CLOSED, DOUBT, FRAME, LAPSE, OPENED, RESPONSE, Records
 
 __all__ = [
     "ALIVE",
+    "CARRIES",
     "CLOSED",
     "DOUBT",
     "FRAME",

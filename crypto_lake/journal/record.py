@@ -3,7 +3,7 @@
 offset  size
 0       2     mark        0xC1A7, where a reader looks for the next record after damage
 2       4     crc         CRC-32 of everything behind it, payload included
-6       1     kind        FRAME, RESPONSE, OPENED, CLOSED, LAPSE, ALIVE
+6       1     kind        FRAME, RESPONSE, OPENED, CLOSED, LAPSE, ALIVE, CARRIES
 7       1     origin size
 8       4     payload size
 12      8     received    our clock, microseconds since 1970 UTC

@@ -2,15 +2,17 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from crypto_lake.config import ConfigError
 from crypto_lake.journal.lock import take
 from crypto_lake.journal.reader import MAGIC, SUFFIX, Segment, read, segments
 from crypto_lake.journal.record import pack
-from crypto_lake.models.frame import ALIVE, DOUBT, FRAME, LAPSE, RESPONSE
+from crypto_lake.models.frame import ALIVE, CARRIES, DOUBT, FRAME, LAPSE, RESPONSE
 
 SEGMENT_BYTES: Final = 256 * 2**20
 # What may wait for the disk; above it the sockets are not read until the disk has caught up.
@@ -33,6 +35,8 @@ class Journal:
         self.cut_bytes = 0
         self._heard_us: dict[bytes, int] = {}
         self._doubts: dict[bytes, tuple[int, int | None]] = {}
+        self._carried: dict[bytes, tuple[str, ...]] | None = None
+        self._standing: Mapping[bytes, tuple[str, ...]] = {}  # what the file has still to begin with
         self._segment_bytes = segment_bytes
         self._clock_ns = clock_ns
         self._waiting: list[bytes] = []
@@ -40,6 +44,7 @@ class Journal:
         self._closed = False
         # Two counters, each with one thread that writes it: a shared one would lose updates.
         self._taken_bytes = self._written_bytes = 0
+        self._own_bytes = 0  # of what is waiting nobody gave us
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._lock = take(
@@ -74,6 +79,23 @@ class Journal:
         return None if until_us is None else (since_us, until_us)
 
     @property
+    def carried(self) -> Mapping[bytes, tuple[str, ...]] | None:
+        """By which origin which symbols come, or came to an earlier writer at last; None: nobody has ever said."""
+        return self._carried
+
+    def carry(self, origin: bytes, symbols: Sequence[str], now_us: int) -> None:
+        """From here on these symbols, and no others, come by `origin`, and by no other origin of its venue."""
+        self._carried = _moved(self._carried or {}, origin, symbols)
+        self.append(CARRIES, origin, msgspec.json.encode(symbols), now_us)
+
+    def drop(self, venue: str, symbols: Sequence[str], now_us: int) -> None:
+        """From here on these symbols of a venue come by no origin."""
+        gone = frozenset(symbols)
+        for origin, held in (self._carried or {}).items():
+            if origin.partition(b" ")[0] == venue.encode() and not gone.isdisjoint(held):
+                self.carry(origin, [symbol for symbol in held if symbol not in gone], now_us)
+
+    @property
     def waiting_bytes(self) -> int:
         """What was appended and is not written yet."""
         return self._taken_bytes - self._written_bytes
@@ -95,6 +117,8 @@ class Journal:
         if self._size >= self._segment_bytes:
             self._rotate()
         taken, self._waiting = self._waiting, []
+        if taken and self._standing:
+            taken, self._standing = [*self._repeated(), *taken], {}
         self._unwritten += b"".join(taken)
         if not self._unwritten:
             return
@@ -108,7 +132,8 @@ class Journal:
             os.lseek(self._file, self._size, os.SEEK_SET)
             raise
         self._size += written
-        self._written_bytes += written
+        self._written_bytes += written - self._own_bytes
+        self._own_bytes = 0
         self._unwritten = b""
 
     def sync(self) -> None:
@@ -161,15 +186,19 @@ class Journal:
     def _read_back(self, segment: Segment) -> int:
         """Learns when what was heard last in a file; returns the position behind its last whole record."""
         position = segment.start
+        carried: dict[bytes, tuple[str, ...]] | None = None
         while True:
             records = read(self.directory, position, until=segment.end)
             if records.end <= position or not records:
+                self._carried = _those_left(carried) if self._carried is None else self._carried
                 return max(position, min(segment.end, segment.start + len(MAGIC)))
             for kind, origin, received_us, payload in zip(
                 records.kinds, records.origins, records.received_us, records.payloads, strict=True
             ):
                 if kind in HEARD:
                     self._heard_us[origin] = received_us
+                if kind == CARRIES:
+                    carried = _moved(carried or {}, origin, msgspec.json.decode(payload, type=list[str]))
                 if payload == DOUBT and kind == ALIVE:
                     self._doubts[origin] = (received_us, None)
                 elif kind in (ALIVE, LAPSE):
@@ -199,6 +228,34 @@ class Journal:
             path.unlink()
             raise
         self._file, self._path, self._start, self._size = file, path, start, len(MAGIC)
+        self._standing = self._carried or {}
+
+    def _repeated(self) -> list[bytes]:
+        """What every file says first: the one before it will be deleted."""
+        now_us = self._clock_ns() // 1000
+        carried = self._standing.items()
+        records = [pack(CARRIES, origin, msgspec.json.encode(symbols), now_us) for origin, symbols in carried]
+        self._own_bytes += sum(map(len, records))
+        return records
+
+
+def _moved(
+    carried: Mapping[bytes, tuple[str, ...]], origin: bytes, symbols: Iterable[str]
+) -> dict[bytes, tuple[str, ...]]:
+    """The symbols come by `origin` now; an origin of the same venue that has none left is forgotten."""
+    venue, moved = origin.partition(b" ")[0], frozenset(symbols)
+    left = {
+        other: tuple(each for each in held if each not in moved) if other.partition(b" ")[0] == venue else held
+        for other, held in carried.items()
+        if other != origin
+    }
+    return {other: held for other, held in left.items() if held} | {origin: tuple(symbols)}
+
+
+def _those_left(carried: Mapping[bytes, tuple[str, ...]] | None) -> dict[bytes, tuple[str, ...]] | None:
+    """Without origins that carry nothing; one stays if there is no other, for that is known too."""
+    filled = {origin: symbols for origin, symbols in (carried or {}).items() if symbols}
+    return filled or (dict(list(carried.items())[-1:]) if carried else None)
 
 
 def sync_directory(directory: Path) -> None:

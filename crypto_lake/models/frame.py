@@ -16,6 +16,11 @@ LAPSE: Final = 5  # a time in which nothing was delivered; the payload is a `Lap
 ALIVE: Final = 6  # nothing came, but a connection was there to hear it until the record's time
 
 
+# Which symbols come by the record's origin from here on, and by no other of its venue; the payload is their list in
+# JSON. What is not named in any was not collected: that it did not come is no hole.
+CARRIES: Final = 7
+
+
 # In a lapse it stands for the symbols that the all-market streams carry beside the listed ones: those of COIN-M.
 OTHERS: Final = "*"
 
@@ -33,7 +38,8 @@ class Lapse(Struct):
     symbols: list[str]
     # disconnect (no connection), silence (connected and mute), restart (no recorder) or overload (shed by us).
     reason: str
-    # Our clock, microseconds since 1970. No begin: since the last row that the table holds, if it holds any.
+    # Our clock, microseconds since 1970. No begin: since the last row that the table holds, if it holds any. A lapse of
+    # no length only ends what lasts: from there on nobody wants these symbols.
     from_us: int | None
     # No end: it lasts. The next lapse of a symbol that has an end ends this one too.
     to_us: int | None

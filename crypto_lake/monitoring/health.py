@@ -62,6 +62,8 @@ class Progress:
     load_level: int = 0
     load_reason: str = ""
     store_failing_since_s: float | None = None
+    # Venue and symbol of what should be collected and is not to be had.
+    unlisted: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,9 @@ def _worrying(progress: Progress, late_s: Mapping[str, float], now_s: float) -> 
         for name, feed in progress.feeds.items()
         if feed.is_shedding
     ]
+    if progress.unlisted:
+        names = tuple(f"{venue}:{symbol}" for venue, symbol in progress.unlisted)
+        reasons.append(f"no venue lists {_some(names)}: not collected")
     if progress.store_failing_since_s is not None:
         failing_s = now_s - progress.store_failing_since_s
         reasons.append(f"the store has been failing for {failing_s:.0f} s; the journal keeps everything")

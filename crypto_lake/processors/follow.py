@@ -300,8 +300,9 @@ class Follower:
         if lapse.to_us is None:
             new = [] if any(hole.start_us == from_us for hole in lasting) else [told]
         else:
-            new = [replace(hole, end_us=lapse.to_us) for hole in lasting]
-            new += [] if any(hole.start_us <= from_us for hole in lasting) else [told]
+            new = [replace(hole, end_us=max(hole.start_us, lapse.to_us)) for hole in lasting]
+            is_told = from_us == lapse.to_us or any(hole.start_us <= from_us for hole in lasting)
+            new += [] if is_told else [told]
             dark = [hole for hole in dark if hole.end_us is not None]
         found.changed += new
         found.dark[group] = [hole for hole in [*dark, *new] if self._may_be_proven(hole)]

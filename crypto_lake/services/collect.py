@@ -15,13 +15,13 @@ from crypto_lake.connections.websocket import Connection, connected
 from crypto_lake.journal import Journal
 from crypto_lake.monitoring import metrics
 from crypto_lake.services.delivery import Line
-from crypto_lake.services.feeds import Feed, plan
+from crypto_lake.services.feeds import Feed, plan, replan
 from crypto_lake.services.intake import Intake, OnStream
 from crypto_lake.services.load import Load
 from crypto_lake.services.mute import Mute
 from crypto_lake.services.wait import first_of
 
-__all__ = ["Feed", "Policy", "keep", "plan"]
+__all__ = ["Feed", "Policy", "keep", "plan", "replan"]
 
 log = structlog.get_logger()
 
@@ -65,6 +65,7 @@ class Life:
         self.line = Line()
         self.retry_after_s: float | None = None
         self._closing = asyncio.Event()
+        self.carries = feed.carries
         self._feed, self._intake, self._may_read, self._policy = feed, intake, may_read, policy
         self._connection: Connection | None = None
         self._resumed_s = 0.0
@@ -105,7 +106,7 @@ class Life:
         feed = self._feed
         silence_s = self._policy.silence_s if feed.is_busy else self._policy.life_s
         try:
-            async with connected(feed.url, silence_s=silence_s) as connection:
+            async with connected(self.carries.url, silence_s=silence_s) as connection:
                 self._connection = connection
                 await self._record(connection)
                 return connection.reason
@@ -114,14 +115,14 @@ class Life:
             return str(error)
 
     async def _record(self, connection: Connection) -> None:
-        self._intake.opened(_now_us())
+        self._intake.opened(self.carries, _now_us())
         try:
             await self._frames(connection)
         finally:
             self._intake.closed(self.line, connection.reason, _now_us(), was_silent=connection.was_silent)
 
     async def _frames(self, connection: Connection) -> None:
-        feed, line, may_read, pulse = self._feed, self.line, self._may_read, self._feed.pulse
+        feed, line, may_read, pulse = self._feed, self.line, self._may_read, self.carries.pulse
         delivery, take = self._intake.delivery, self._intake.take
         async for received_us, payload in connection.frames():
             feed.heard_us = line.last_us = received_us
@@ -161,6 +162,11 @@ class Seat:
         self._number, self._feed, self._intake = number, feed, intake
         self._may_read, self._stop, self._policy = may_read, stop, policy
         self._ends_at = 0.0
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether its connection brings something else than what the feed is to carry now."""
+        return self.life is not None and not self.life.task.done() and self.life.carries.url != self._feed.url
 
     async def renew(self) -> None:
         """Puts a new connection in the place of the present one; returns when that is done, or given up."""
@@ -248,7 +254,8 @@ async def keep(
     """Keeps a feed connected until `stop`, `policy.redundancy` times over.
 
     While `may_read` is not set no message is taken from the sockets: the disk does not keep up, and the data waits in
-    TCP. `on_stream` is called with the first message of each stream after a time in which nobody listened.
+    TCP. What the feed carries may change meanwhile (`feed.changed`); streams that stay are heard all the while.
+    `on_stream` is called with the first message of each stream after a time in which nobody listened.
     """
     intake = Intake(
         feed,
@@ -264,6 +271,9 @@ async def keep(
         for seat in seats:
             group.create_task(seat.keep(seats[0]))
         group.create_task(_look(feed, intake, seats, may_read, stop, policy))
+        group.create_task(_adapt(feed, intake, seats, stop, policy))
+    if intake.carries is not feed.carries:
+        intake.turn(feed.carries, _now_us())
     intake.end(_now_us())
 
 
@@ -294,6 +304,25 @@ async def _look(
             renewing = asyncio.create_task(_renew(seats))
     if renewing is not None:
         await asyncio.wait([renewing])
+
+
+async def _adapt(feed: Feed, intake: Intake, seats: list[Seat], stop: asyncio.Event, policy: Policy) -> None:
+    """Brings the connections to what the feed is to carry: one after the other, each closed when the next delivers."""
+    renewing: list[asyncio.Task[None]] = []
+    while not stop.is_set():
+        feed.changed.clear()
+        if intake.carries is not feed.carries:
+            intake.turn(feed.carries, _now_us())
+        stale = next((seat for seat in seats if seat.is_stale), None)
+        if stale is not None and not renewing:
+            renewing = [asyncio.create_task(stale.renew())]
+        elif stale is None and not intake.is_settled:
+            intake.settle(_now_us())
+        changed = asyncio.create_task(feed.changed.wait())
+        await first_of(stop, changed, *renewing, timeout_s=None if intake.is_settled else policy.look_every_s)
+        changed.cancel()
+        renewing = [task for task in renewing if not task.done()]
+    await asyncio.gather(*renewing)
 
 
 async def _renew(seats: list[Seat]) -> None:

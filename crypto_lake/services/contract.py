@@ -5,6 +5,7 @@ from typing import Final
 from msgspec import Struct
 
 from crypto_lake.config import SinkFormat
+from crypto_lake.models.symbol import Named
 
 # Decoding is one thread's work, and two cores are shared with the sockets.
 THREADS: Final = "1"
@@ -26,7 +27,15 @@ class Order(Struct):
 
 
 class Ready(Struct, tag=True):
-    """The tables can be written."""
+    """The tables can be written. `symbols` is what the table `symbol` says, by venue; None if it cannot be read now."""
+
+    symbols: dict[str, Named] | None = None
+
+
+class Symbols(Struct, tag=True):
+    """The table `symbol` has changed: what it says now, by venue."""
+
+    venues: dict[str, Named]
 
 
 class Refusal(Struct, tag=True):
@@ -81,4 +90,4 @@ class Round(Struct, tag=True):
     rss_bytes: int
 
 
-Report = Ready | Refusal | Batch | Holes | Trouble | Round
+Report = Ready | Symbols | Refusal | Batch | Holes | Trouble | Round

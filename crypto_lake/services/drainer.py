@@ -3,7 +3,7 @@
 import asyncio
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,8 +12,9 @@ import structlog
 
 from crypto_lake.config import ConfigError, Settings, child_environment, collector_id
 from crypto_lake.connections.backoff import backoff_s
+from crypto_lake.models.symbol import Named
 from crypto_lake.monitoring import metrics
-from crypto_lake.services.contract import THREADS, Batch, Holes, Order, Ready, Refusal, Report, Round, Trouble
+from crypto_lake.services.contract import THREADS, Batch, Holes, Order, Ready, Refusal, Report, Round, Symbols, Trouble
 
 log = structlog.get_logger()
 
@@ -22,7 +23,7 @@ REPORTS: Final = msgspec.json.Decoder(Report)
 FIRST_RESTART_S: Final = 1.0
 MOST_RESTART_S: Final = 60.0
 # Reports are short lines; a longer one is not ours.
-LINE_BYTES: Final = 2**20
+LINE_BYTES: Final = 4 * 2**20
 
 
 @dataclass(slots=True)
@@ -47,9 +48,17 @@ class Progress:
 class Drainer:
     """The worker process and what is known of it."""
 
-    def __init__(self, settings: Settings, datasets: list[str], on_holes: Callable[[Holes], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        datasets: list[str],
+        on_holes: Callable[[Holes], None],
+        on_symbols: Callable[[Mapping[str, Named] | None], None],
+    ) -> None:
+        """`on_symbols` is told what the table `symbol` says: at each start (None: it cannot be read), and when it has
+        changed."""
         self.progress = Progress()
-        self._on_holes = on_holes
+        self._on_holes, self._on_symbols = on_holes, on_symbols
         self._order = Order(
             root=settings.root,
             sink=settings.sink,
@@ -86,6 +95,7 @@ class Drainer:
         if not isinstance(report, Ready):
             await process.wait()
             raise WorkerDied(f"the drain's process ended with {process.returncode} before it was ready")
+        self._on_symbols(report.symbols)
 
     async def watch(self) -> None:
         """Hears the reports until `finish`; a worker that dies is started again.
@@ -135,6 +145,8 @@ class Drainer:
                     self.progress.open_holes[holes.dataset] = len(holes.missing)
                     metrics.holes_open.labels(holes.dataset).set(len(holes.missing))
                     self._on_holes(holes)
+                case Symbols(venues):
+                    self._on_symbols(venues)
                 case Trouble() as trouble:
                     self._worry(trouble)
                 case Refusal(reason):

@@ -100,7 +100,8 @@ class Silence:
     """The streams of a feed. `first_word_s` is how long each may take to speak at all; None judges nobody."""
 
     def __init__(self, streams: Iterable[str], *, first_word_s: float | None) -> None:
-        self.voices = {stream.encode(): Voice(stream) for stream in streams} if first_word_s is not None else {}
+        self._judges = first_word_s is not None
+        self.voices = {stream.encode(): Voice(stream) for stream in streams} if self._judges else {}
         self._first_word_s = first_word_s or 0.0
         self._since_us = self._looked_us = self._renewed_us = 0
         self._silent: dict[str, Voice] = {}
@@ -114,6 +115,17 @@ class Silence:
     def silent_voices(self) -> list[Voice]:
         """They, with what is known of them."""
         return list(self._silent.values())
+
+    def add(self, streams: Iterable[str], now_us: int) -> None:
+        """From now on these are listened to, too."""
+        if self._judges:
+            self.voices |= {stream.encode(): Voice(stream, heard_us=now_us) for stream in streams}
+
+    def drop(self, streams: Iterable[str]) -> None:
+        """These are not listened to any more."""
+        for stream in streams:
+            self.voices.pop(stream.encode(), None)
+            self._silent.pop(stream, None)
 
     def shift(self, step_us: int) -> None:
         """The clock was set by so much: what is remembered of it moves along."""

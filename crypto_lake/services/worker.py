@@ -23,8 +23,20 @@ from crypto_lake.config import ConfigError, SinkFormat
 from crypto_lake.journal import end_of, take
 from crypto_lake.models import DATASETS, SIDES, Dataset
 from crypto_lake.processors.follow import Hole
-from crypto_lake.services.contract import Batch, Holes, Missing, Order, Ready, Refusal, Report, Round, Trouble
+from crypto_lake.services.contract import (
+    Batch,
+    Holes,
+    Missing,
+    Order,
+    Ready,
+    Refusal,
+    Report,
+    Round,
+    Symbols,
+    Trouble,
+)
 from crypto_lake.services.drain import Drain, Drained
+from crypto_lake.services.look import Look
 from crypto_lake.writers import CommitFailed, CommitUnknown, Sink, StoreAway
 from crypto_lake.writers.delta import Lake
 from crypto_lake.writers.files import Files
@@ -33,6 +45,8 @@ from crypto_lake.writers.files import Files
 NICENESS: Final = 5
 # The worker of a daemon that was killed ends by itself; a new one waits for it so long.
 LOCK_PATIENCE_S: Final = 60.0
+# How soon it is seen that somebody has added or removed symbols.
+LOOK_EVERY_S: Final = 3.0
 # So many holes are worked on at a time; the next ones are told when these are gone.
 HOLES_TOLD: Final = 1000
 
@@ -60,18 +74,19 @@ def work(order: Order) -> None:
         trouble = _trouble(sink, drains)
         if trouble and not order.has_recorded:
             raise trouble
-        _say(Ready())
+        look = Look(order.root, every_s=min(LOOK_EVERY_S, order.commit_every_s))
+        _say(Ready(None if trouble else look.now()))
         is_told_to_end = False
         while not is_told_to_end:
             if trouble:
                 _say(Trouble(drains[0].dataset.name, str(trouble)))
-            is_told_to_end = _told_to_end(order.commit_every_s)
+            is_told_to_end = _waited(order.commit_every_s, look)
             for drain in drains:
                 drain.is_closed = is_told_to_end
             trouble = trouble and _trouble(sink, drains)
             if not trouble:
                 patience_s = order.last_drain_s if is_told_to_end else 10 * order.commit_every_s
-                drain_all(drains, time.monotonic() + patience_s)
+                drain_all(drains, time.monotonic() + patience_s, look)
 
 
 def _trouble(sink: Sink, drains: list[Drain]) -> StoreAway | None:
@@ -88,7 +103,7 @@ def check(sink: Sink, datasets: list[Dataset]) -> None:
         sink.check(dataset)
 
 
-def drain_all(drains: list[Drain], until_s: float) -> None:
+def drain_all(drains: list[Drain], until_s: float, look: Look | None = None) -> None:
     """Every dataset to where its journal ends now, in turns so that none waits for another's backlog."""
     # Not to where it will end: under way there is always one more message, and a commit for it would be a small one.
     goals = {drain: end_of(drain.journal) for drain in drains}
@@ -97,6 +112,7 @@ def drain_all(drains: list[Drain], until_s: float) -> None:
     unopened = [drain for drain in drains if not drain.is_open]
     while left and time.monotonic() < until_s:
         left = [drain for drain in left if _one_batch(drain) and drain.position < goals[drain]]
+        _tell_symbols(look)
     for drain in drains:
         if _can_ask(drain.dataset) and drain.open_holes != told[drain]:
             _say(_holes(drain.dataset, _to_be_had(drain.dataset, drain.open_holes)[:HOLES_TOLD]))
@@ -166,6 +182,22 @@ def _batch(dataset: str, done: Drained, seconds: float) -> Batch:
         len(done.revealed),
         done.findings,
     )
+
+
+def _waited(for_s: float, look: Look) -> bool:
+    """Whether it was told to end within that time."""
+    until_s = time.monotonic() + for_s
+    while not _told_to_end(min(look.every_s, max(0.0, until_s - time.monotonic()))):
+        _tell_symbols(look)
+        if time.monotonic() >= until_s:
+            return False
+    return True
+
+
+def _tell_symbols(look: Look | None) -> None:
+    venues = look.again() if look else None
+    if venues is not None:
+        _say(Symbols(venues))
 
 
 def _told_to_end(timeout_s: float) -> bool:

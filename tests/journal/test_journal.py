@@ -271,3 +271,28 @@ def test_a_time_in_doubt_is_known_to_the_next_writer_unless_it_was_settled(tmp_p
         again.append(ALIVE, ORIGIN, b"", 70)
     with closing(Journal(tmp_path)) as third:
         assert (third.heard_us(ORIGIN), third.doubt_us(ORIGIN)) == (70, None)
+
+
+def test_what_is_collected_by_which_origin_outlives_files_and_runs(tmp_path: Path) -> None:
+    with closing(Journal(tmp_path, segment_bytes=100)) as journal:
+        assert journal.carried is None
+        journal.carry(b"venue trades 0 aa", ["BTC", "ETH"], 10)
+        journal.carry(b"other trades 0 aa", ["BTC"], 10)
+        fill(journal, [b"x" * 200])
+        journal.flush()
+        fill(journal, [b"in another file"])
+        journal.flush()
+        assert journal.waiting_bytes == 0
+    segments(tmp_path)[0].path.unlink()  # in the tables, and forgotten
+    with closing(Journal(tmp_path)) as again:
+        assert again.carried == {b"venue trades 0 aa": ("BTC", "ETH"), b"other trades 0 aa": ("BTC",)}
+        again.carry(b"venue trades 0 bb", ["BTC", "SOL"], 20)
+        assert again.carried[b"venue trades 0 aa"] == ("ETH",)
+        again.drop("venue", ["ETH"], 30)
+    with closing(Journal(tmp_path)) as third:
+        assert third.carried == {b"other trades 0 aa": ("BTC",), b"venue trades 0 bb": ("BTC", "SOL")}
+        third.drop("venue", ["BTC", "SOL"], 40)
+        third.drop("other", ["BTC"], 40)
+    with closing(Journal(tmp_path)) as last:
+        assert last.carried is not None  # nothing is collected, and that is known
+        assert not any(last.carried.values())

@@ -204,6 +204,17 @@ def test_a_lapse_stays_open_until_a_row_from_behind_it_says_what_was_missed() ->
     assert follower.open_holes == []
 
 
+def test_a_lapse_of_no_length_ends_what_lasts_and_says_nothing_else() -> None:
+    for dataset in (LIQUIDATION, AGG_TRADE):
+        follower = Follower(dataset)
+        rows = trades([])
+        (lasting,) = step(follower, rows, lapses=[lapse("silence", 10, None)])
+        (ended,) = step(follower, rows, lapses=[lapse("restart", 30, 30)])
+        assert (ended.reason, ended.start_us, ended.end_us) == ("silence", lasting.start_us, 30 * SECOND_US)
+        assert step(follower, rows, lapses=[lapse("restart", 40, 40)]) == []
+        assert step(follower, rows, lapses=[lapse("restart", 50, 50, "ETHUSDT")]) == []
+
+
 def test_a_restart_ends_what_was_still_open() -> None:
     follower = Follower(LIQUIDATION)
     step(follower, pl.DataFrame(), lapses=[lapse("disconnect", 5, None)])

@@ -11,9 +11,9 @@ from aiohttp import web
 
 from crypto_lake.config import ALL_SYMBOLS, FUTURES, SPOT, ConfigError, Settings
 from crypto_lake.connections.rest import Rest
-from crypto_lake.journal import ALIVE, CLOSED, FRAME, LAPSE, OPENED, RESPONSE, Journal, read_all
+from crypto_lake.journal import ALIVE, CARRIES, CLOSED, FRAME, LAPSE, OPENED, RESPONSE, Journal, read_all
 from crypto_lake.models import DATASETS
-from crypto_lake.services.collect import Feed, Policy, keep, plan
+from crypto_lake.services.collect import Feed, Policy, keep, plan, replan
 from crypto_lake.services.markets import Wanted, chosen, parse
 from crypto_lake.services.snapshots import Snapshots
 from crypto_lake.simulator import GeneratedMarket, Simulator
@@ -188,6 +188,47 @@ async def test_a_planned_reconnect_leaves_no_hole(journal: Journal, gate: asynci
     assert ids == list(range(ids[0], ids[-1] + 1))
 
 
+@pytest.mark.parametrize("redundancy", [1, 2])
+async def test_other_streams_are_taken_on_without_a_hole_in_those_that_stay(
+    journal: Journal, gate: asyncio.Event, wait_for: Wait, redundancy: int
+) -> None:
+    market = GeneratedMarket(futures=("BTCUSDT", "ETHUSDT", "SOLUSDT"), rate=600, record=True)
+
+    def ids(symbol: str) -> list[int]:
+        journal.flush()
+        data = [json.loads(r.payload)["data"] for r in read_all(journal.directory) if r.kind == FRAME]
+        return sorted({each["a"] for each in data if each["s"] == symbol})
+
+    async with Simulator(market) as exchange:
+        (feed,) = planned("agg_trade", "BTCUSDT,ETHUSDT", futures_ws=exchange.ws_url)
+        stop = asyncio.Event()
+        policy = Policy(redundancy=redundancy, stagger_s=0.1, look_every_s=0.1)
+        task = asyncio.create_task(keep(feed, journal, gate, stop, policy=policy))
+        await wait_for(lambda: feed.delivering == redundancy)
+        for symbols in (("BTCUSDT", "ETHUSDT", "SOLUSDT"), ("BTCUSDT", "SOLUSDT"), ("SOLUSDT", "BTCUSDT", "ETHUSDT")):
+            wanted = {FUTURES: Wanted(FUTURES, symbols)}
+            assert replan([feed], chosen(["agg_trade"]), wanted, settings(futures_ws=exchange.ws_url)) == []
+            await wait_for(lambda symbols=symbols: set((journal.carried or {}).get(feed.origin, ())) == set(symbols))
+            await wait_for(lambda url=feed.url: {c.streams for c in exchange.connections} == {feed.streams})
+            frames = feed.frames
+            await wait_for(lambda frames=frames: feed.frames > frames + 50)
+        assert feed.open == redundancy
+        stop.set()
+        await task
+    for symbol in ("BTCUSDT", "SOLUSDT"):
+        held = ids(symbol)
+        assert held == list(range(held[0], held[-1] + 1))
+    ethereum = ids("ETHUSDT")
+    assert len(ethereum) < ethereum[-1] - ethereum[0] + 1  # it was away for a while
+    lapses = [json.loads(r.payload) for r in read_all(journal.directory) if r.kind == LAPSE]
+    assert [(each["symbols"], each["from_us"] == each["to_us"]) for each in lapses] == [
+        (["BTCUSDT", "ETHUSDT"], False),
+        (["SOLUSDT"], False),
+        (["ETHUSDT"], True),
+        (["ETHUSDT"], False),
+    ]
+
+
 async def test_a_pulse_keeps_a_quiet_feed_alive_and_is_not_recorded(
     journal: Journal, gate: asyncio.Event, wait_for: Wait
 ) -> None:
@@ -202,7 +243,7 @@ async def test_a_pulse_keeps_a_quiet_feed_alive_and_is_not_recorded(
         stop.set()
         await task
     journal.flush()
-    assert [r.kind for r in read_all(journal.directory)] == [OPENED, LAPSE, ALIVE, CLOSED, ALIVE]
+    assert [r.kind for r in read_all(journal.directory)] == [OPENED, LAPSE, CARRIES, ALIVE, CLOSED, ALIVE]
 
 
 async def test_a_closed_gate_leaves_the_data_with_the_venue(

@@ -1,6 +1,7 @@
 """A lake in an object store: the same drain, over a real S3 protocol server."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
@@ -9,7 +10,10 @@ import pytest
 from crypto_lake.config import ConfigError
 from crypto_lake.journal import FRAME, Journal
 from crypto_lake.models import DATASETS
+from crypto_lake.models.symbol import Named
+from crypto_lake.services import symbols
 from crypto_lake.services.drain import Drain
+from crypto_lake.services.look import Look
 from crypto_lake.services.worker import check
 from crypto_lake.writers.delta import Lake
 from tests.s3 import Flatfiles, reset, s3_address
@@ -55,3 +59,13 @@ def test_a_lake_in_s3_holds_every_row_once(tmp_path: Path, store: None) -> None:
 def test_a_bucket_that_is_not_there_is_one_sentence(store: None) -> None:
     with pytest.raises(ConfigError, match="LAKE_ROOT=s3://nowhere/tables"):
         check(Lake("s3://nowhere/tables"), [AGG_TRADE])
+
+
+def test_symbols_in_s3_are_added_removed_and_followed(store: None) -> None:
+    root, now = "s3://lake/tables", datetime(2026, 3, 1, tzinfo=UTC)
+    look = Look(root, every_s=0)
+    assert look.now() == {}
+    symbols.add(root, symbols.names(["BTCUSDT", "us-stocks:AAPL"]), asset_type=None, now=now)
+    symbols.remove(root, symbols.names(["us-stocks:AAPL"]), (), now=now)
+    assert look.again() == {"binance-futures": Named(("BTCUSDT",)), "us-stocks": Named((), ("AAPL",))}
+    assert Look("s3://nowhere/tables", every_s=0).now() is None
