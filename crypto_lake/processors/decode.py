@@ -12,8 +12,10 @@ import polars as pl
 from msgspec import Struct
 
 from crypto_lake.config import COIN_M, FUTURES
+from crypto_lake.models.chart import ChartQuestion
 from crypto_lake.models.dataset import EARLIEST_US, LATEST_US, LEVELS, TIME, Dataset
 from crypto_lake.models.frame import FRAME, RESPONSE, UNDECODABLE, Records
+from crypto_lake.processors.chart import NoBars, bars_in
 from crypto_lake.processors.levels import NotLevels, level_lists
 
 # What an event may tell beside the table's columns: its own time, `st`, and the kind of fill.
@@ -75,7 +77,11 @@ def decode(dataset: Dataset, records: Records) -> Decoded:
     decoded = Decoded(pl.DataFrame())
     frames = [
         frame
-        for frame in (_frames(dataset, records, decoded), _responses(dataset, records, decoded.refused))
+        for frame in (
+            _frames(dataset, records, decoded),
+            _responses(dataset, records, decoded.refused),
+            _charts(dataset, records, decoded.refused),
+        )
         if frame is not None
     ]
     if len(frames) == 2:
@@ -141,6 +147,26 @@ def _responses(dataset: Dataset, records: Records, refused: list[Refused]) -> pl
     else:
         frame = _columns(dataset, dataset.poll.body, found, records, refused)
     return frame.with_columns(pl.lit("rest").alias("source"))
+
+
+def _charts(dataset: Dataset, records: Records, refused: list[Refused]) -> pl.DataFrame | None:
+    if dataset.charts is None or RESPONSE not in records.kinds:
+        return None
+    says = [pl.lit(value).alias(name) for name, value in {"source": "rest", **dataset.charts.says}.items()]
+    frames = []
+    for row, kind in enumerate(records.kinds):
+        if kind != RESPONSE:
+            continue
+        try:
+            found = bars_in(records.payloads[row], ChartQuestion.named(records.origins[row]))
+        except (NoBars, ValueError) as error:
+            refused.append(_refusal(records, row, str(error), records.payloads[row]))
+            continue
+        refused += [_refusal(records, row, reason, payload) for reason, payload in found.refused]
+        received = pl.lit(records.received_us[row]).cast(TIME).alias("received_time")
+        venue = pl.lit(_venue(records.origins[row])).alias("venue")
+        frames.append(found.frame.select(venue, pl.all(), received, *says, pl.lit(row, pl.Int64).alias("row")))
+    return pl.concat(frames) if frames else None
 
 
 @cache

@@ -21,19 +21,24 @@ from crypto_lake.connections import SourceError
 from crypto_lake.connections.rest import Rest
 from crypto_lake.journal import Journal, backlog, take
 from crypto_lake.models import Dataset
+from crypto_lake.models.bar import BAR
 from crypto_lake.models.depth import DEPTH
+from crypto_lake.models.frame import OTHERS
 from crypto_lake.monitoring import health, metrics, notify
-from crypto_lake.services.collect import Feed, Policy, keep, plan
+from crypto_lake.services.collect import Feed, Policy, keep, plan, replan
 from crypto_lake.services.contract import Holes
 from crypto_lake.services.drainer import Drainer
 from crypto_lake.services.flush import Disk, close_journals, flush_journals
+from crypto_lake.services.intake import part
 from crypto_lake.services.load import Load
 from crypto_lake.services.maintain import maintain
-from crypto_lake.services.markets import Wanted, chosen, parse, resolve
+from crypto_lake.services.markets import Wanted, chosen
 from crypto_lake.services.poll import poll, polled
 from crypto_lake.services.repair import Repair
+from crypto_lake.services.selection import Selection
 from crypto_lake.services.snapshots import Snapshots
 from crypto_lake.services.wait import first_of
+from crypto_lake.services.yahoo import charted, record
 
 log = structlog.get_logger()
 
@@ -64,7 +69,9 @@ class Daemon:
         self.settings, self.stop = settings, stop
         self.policy = policy or Policy(silence_s=settings.silence_s, redundancy=settings.redundancy)
         self.datasets = chosen(settings.datasets)
-        self.wanted = parse(settings.symbols)
+        self.selection = Selection(settings)
+        # That Yahoo is to be asked is said by a setting of its own; it would be odd to have to say it twice.
+        self.datasets += [BAR] if (self.charted or settings.yahoo_every_s) and BAR not in self.datasets else []
         self.started_s = time.time()
         self.port = 0
         self.feeds: list[Feed] = []
@@ -72,7 +79,10 @@ class Daemon:
         self._may_read, self._disk, self._load = asyncio.Event(), Disk(), Load()
         self._books = Snapshots()
         self._repair = Repair()
-        self._drainer = Drainer(settings, [dataset.name for dataset in self.datasets], self._hear)
+        self._stops: dict[Feed, asyncio.Event] = {}
+        self._counted: dict[Feed, tuple[int, ...]] = {}
+        names = [dataset.name for dataset in self.datasets]
+        self._drainer = Drainer(settings, names, self._hear, self.selection.hear)
 
     async def run(self, *, run_s: float | None = None) -> None:
         """Records until `stop`, or for `run_s` seconds; then closes the sockets, the journals and the tables.
@@ -90,14 +100,14 @@ class Daemon:
             await self._drainer.start()
             stack.push_async_callback(self._drain_and_end, self._watch_drainer())
             rest = await stack.enter_async_context(Rest(self.settings.rest_address, api_key=self.settings.api_key))
-            asking = asyncio.create_task(resolve(self.wanted, rest))
+            asking = asyncio.create_task(self.selection.begin(rest))
             await first_of(self.stop, asking)
             if not asking.done():
                 asking.cancel()
                 return
-            markets = asking.result()
+            asking.result()
             stack.enter_context(_state_file(self.settings.state / STATE_FILE, self.port, self.started_s))
-            await self._serve(rest, markets, run_s)
+            await self._serve(rest, run_s)
 
     def kill(self) -> None:
         """Ends the worker at once; what is not in the tables is in the journals."""
@@ -121,9 +131,11 @@ class Daemon:
             load_level=self._load.level,
             load_reason=self._load.reason,
             store_failing_since_s=drained.failing_since_s,
+            unlisted=tuple(self.selection.unlisted),
         )
         judged = health.judge(progress, now_s=now_s)
         judged.details.update(rows=drained.rows, duplicates=drained.duplicates, rejected=drained.rejected)
+        judged.details["symbols"] = {venue: len(each.symbols) for venue, each in self.selection.markets.items()}
         return judged
 
     def _feed_health(self, feed: Feed) -> health.Feed:
@@ -180,10 +192,17 @@ class Daemon:
         )
         log.info("stopped", rows=sum(self._drainer.progress.rows.values()), journal_bytes_for_the_next_start=left)
 
-    async def _serve(self, rest: Rest, markets: Mapping[str, Wanted], run_s: float | None) -> None:
+    @property
+    def charted(self) -> list[tuple[str, str]]:
+        """Venue and symbol of what Yahoo is asked for now."""
+        return charted(self.selection.markets, self.settings)
+
+    async def _serve(self, rest: Rest, run_s: float | None) -> None:
+        markets = self.selection.markets
         polls = polled(self.datasets, markets)
+        self._part()
         self.feeds = plan(self.datasets, markets, self.settings)
-        _require_work(self.datasets, self.feeds, polls)
+        _require_work(self.datasets, self.feeds, polls, is_charted=bool(self.charted))
         log.info(
             "recording",
             datasets=[dataset.name for dataset in self.datasets],
@@ -208,45 +227,82 @@ class Daemon:
             background.create_task(self._tell_systemd(quiet))
             async with asyncio.TaskGroup() as listening:
                 self._listen(listening)
-                asking = self._ask(listening, rest, polls)
+                asking = self._ask(listening, rest)
                 await first_of(self.stop, timeout_s=run_s)
                 log.info("stopping")
                 notify.stopping()
                 self.stop.set()
                 for task in asking:
                     task.cancel()  # an answer may take its time, and is asked for again after the next start
+                for stop in self._stops.values():
+                    stop.set()
             quiet.set()
 
     def _listen(self, group: asyncio.TaskGroup) -> None:
         """The feeds, which end with `stop` when what has arrived is in the journals; and maintenance."""
-        for feed in self.feeds:
-            journal = self._journals[feed.dataset.name]
-            on_stream = self._books.ask if feed.dataset is DEPTH else None
-            group.create_task(
-                keep(
-                    feed,
-                    journal,
-                    self._may_read,
-                    self.stop,
-                    policy=self.policy,
-                    load=self._load,
-                    on_stream=on_stream,
-                )
-            )
+        self._keep(group, self.feeds)
         group.create_task(maintain(self.settings, list(self._journals), self._drainer, self.stop))
 
-    def _ask(
-        self, group: asyncio.TaskGroup, rest: Rest, polls: list[tuple[Dataset, Wanted]]
-    ) -> "list[asyncio.Task[None]]":
+    def _keep(self, group: asyncio.TaskGroup, feeds: list[Feed]) -> None:
+        for feed in feeds:
+            self._stops[feed] = asyncio.Event()
+            group.create_task(self._kept(feed))
+
+    async def _kept(self, feed: Feed) -> None:
+        """A feed until its end, which may come while the others go on: then nothing is wanted of it any more."""
+        await keep(
+            feed,
+            self._journals[feed.dataset.name],
+            self._may_read,
+            self._stops[feed],
+            policy=self.policy,
+            load=self._load,
+            on_stream=self._books.ask if feed.dataset is DEPTH else None,
+        )
+        if not feed.streams:
+            _count(self.feeds, self._counted)
+            self.feeds.remove(feed)
+            del self._stops[feed], self._counted[feed]
+
+    def _part(self) -> None:
+        """Ends what the run before has collected and this one does not."""
+        markets = self.selection.markets.items()
+        wanted = {venue: {*each.symbols, *((OTHERS,) if each.every else ())} for venue, each in markets}
+        for journal in self._journals.values():
+            part(journal, wanted, time.time_ns() // 1000)
+
+    async def _follow(self, group: asyncio.TaskGroup, rest: Rest) -> None:
+        """Symbols that are added to the table are collected, and those that are removed are not, for ever."""
+        while True:
+            await self.selection.news()
+            before = dict(self.selection.markets)
+            if await self.selection.turn(rest):
+                self._turn(group)
+                _tell_change(before, self.selection.markets)
+
+    def _turn(self, group: asyncio.TaskGroup) -> None:
+        fresh = replan(self.feeds, self.datasets, self.selection.markets, self.settings)
+        self.feeds += fresh
+        self._keep(group, fresh)
+        for feed in self.feeds:
+            if not feed.streams:
+                self._stops[feed].set()
+
+    def _ask(self, group: asyncio.TaskGroup, rest: Rest) -> "list[asyncio.Task[None]]":
         """What asks the venues, and may be cut off in the middle."""
         every_s = self.settings.price_every_s
         gate = self._may_read
         work = [
-            poll(dataset, wanted, rest, self._journals[dataset.name], gate, every_s=every_s)
-            for dataset, wanted in polls
+            poll(dataset, venue, self.selection.markets, rest, self._journals[dataset.name], gate, every_s=every_s)
+            for dataset in self.datasets
+            if dataset.poll and not dataset.live
+            for venue in dataset.poll.requests
         ]
+        work.append(self._follow(group, rest))
         if DEPTH.name in self._journals:
             work.append(self._books.fetch(rest, self._journals[DEPTH.name], gate))
+        if BAR.name in self._journals and self.settings.yahoo_every_s:
+            work.append(record(self.settings, lambda: self.charted, self._journals[BAR.name], gate))
         work.append(self._repair.run(rest, self._journals, gate))
         return [group.create_task(each) for each in (*work, self._require_connection())]
 
@@ -260,11 +316,10 @@ class Daemon:
 
     async def _observe(self, quiet: asyncio.Event) -> None:
         """Once a second what is seen goes into the metrics; once a minute a line into the log, and old journals go."""
-        counted: dict[str, tuple[int, ...]] = {}
         forgot_s = time.monotonic() - FORGET_EVERY_S + FIRST_FORGET_S
         while not quiet.is_set():
             await first_of(quiet, timeout_s=OBSERVE_EVERY_S)
-            _count(self.feeds, counted)
+            _count(self.feeds, self._counted)
             metrics.load_level.set(self._load.level)
             for name, journal in self._journals.items():
                 position = self._drainer.progress.positions.get(name, 0)
@@ -303,9 +358,12 @@ class Daemon:
             await first_of(quiet, timeout_s=interval_s)
 
 
-def _require_work(datasets: list[Dataset], feeds: list[Feed], polls: list[tuple[Dataset, Wanted]]) -> None:
+def _require_work(
+    datasets: list[Dataset], feeds: list[Feed], polls: list[tuple[Dataset, Wanted]], *, is_charted: bool
+) -> None:
     """Raises `ConfigError` for a dataset that none of the wanted venues has."""
     fed = {feed.dataset.name for feed in feeds} | {dataset.name for dataset, _ in polls}
+    fed |= {BAR.name} if is_charted else set()
     for dataset in datasets:
         if dataset.name not in fed:
             log.warning("dataset_not_on_these_venues", dataset=dataset.name)
@@ -313,16 +371,22 @@ def _require_work(datasets: list[Dataset], feeds: list[Feed], polls: list[tuple[
         raise ConfigError("LAKE_DATASETS and LAKE_SYMBOLS: none of the venues named has any of the datasets")
 
 
-def _count(feeds: list[Feed], counted: dict[str, tuple[int, ...]]) -> None:
+def _tell_change(before: Mapping[str, Wanted], now: Mapping[str, Wanted]) -> None:
+    names = [{f"{venue}:{name}" for venue, each in of.items() for name in each.symbols} for of in (before, now)]
+    if names[0] != names[1]:
+        log.info("symbols_changed", added=sorted(names[1] - names[0]), removed=sorted(names[0] - names[1]))
+
+
+def _count(feeds: list[Feed], counted: dict[Feed, tuple[int, ...]]) -> None:
     """Brings the metrics up to what the feeds have seen; `counted` is what they had seen before."""
     is_open: Counter[tuple[str, str]] = Counter()
     silent: Counter[tuple[str, str]] = Counter()
     for feed in feeds:
         labels = (feed.dataset.name, feed.venue)
         now = (feed.frames, feed.size_bytes, feed.repeats, feed.shed)
-        for counter, count, before in zip(COUNTERS, now, counted.get(feed.name, (0,) * len(now)), strict=True):
+        for counter, count, before in zip(COUNTERS, now, counted.get(feed, (0,) * len(now)), strict=True):
             counter.labels(*labels).inc(count - before)
-        counted[feed.name] = now
+        counted[feed] = now
         is_open[labels] += feed.open
         silent[labels] += len(feed.silent)
         metrics.last_frame_time_seconds.labels(*labels).set(feed.heard_us / 1e6)

@@ -132,6 +132,9 @@ class Maker:
         self._checks.learn(tips)
 
     def _named(self, groups: Iterable[Group]) -> pl.DataFrame:
+        if self.dataset.charts:
+            # Bars are of several origins, none of which stands for the others. Their lapses say all themselves.
+            return pl.DataFrame(schema={name: self.dataset.schema[name] for name in self.dataset.within})
         frame = pl.DataFrame(list(groups), schema={"venue": pl.String, "symbol": pl.String}, orient="row")
         apart = self.dataset.chain.apart if self.dataset.chain else None
         return frame.with_columns(pl.lit(value=False).alias(apart)) if apart else frame

@@ -18,6 +18,8 @@ INTERVALS_MS = {
     "1d": 24 * HOUR_MS,
 }
 
+YAHOO = "yahoo"
+
 Weigh = Callable[[Question], int]
 
 
@@ -81,6 +83,9 @@ ENDPOINTS = {
     "/api/v3/ticker/price": Endpoint(SPOT, "ticker/price", _one_or_all(2, 4), "optional"),
     "/api/v3/ticker/bookTicker": Endpoint(SPOT, "ticker/bookTicker", _one_or_all(2, 4), "optional"),
 }
+
+# Not the exchange's, but faults may concern it as well.
+CHART = Endpoint(YAHOO, "chart", _always(0), "none")
 
 
 def question_of(endpoint: Endpoint, query: Mapping[str, str], market: Market) -> Question:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from crypto_lake.config import FUTURES, SPOT, ConfigError, nearest
-from crypto_lake.simulator.rest import ENDPOINTS
+from crypto_lake.simulator.rest import CHART, ENDPOINTS, YAHOO
 from crypto_lake.simulator.streams import STREAM_KINDS
 
 # A little more than the 32 MiB that our own client takes; most others take 1 to 20.
@@ -84,7 +84,7 @@ _RANGES: Final[Mapping[str, tuple[float, float]]] = {
     "size_bytes": (1, LARGEST_BYTES),
     "skew_s": (-86_400, 86_400),
     "life_s": (0.1, 1e9),
-    "status": (200, 599),
+    "status": (200, 999),  # 999 is how Yahoo says that it was asked too often
     "retry_after_s": (0, 1e6),
     "age_s": (0.1, 600),
     "times": (1, 1e9),
@@ -93,8 +93,8 @@ _RANGES: Final[Mapping[str, tuple[float, float]]] = {
 }
 _WORDS: Final[Mapping[str, tuple[str, ...]]] = {
     "streams": STREAM_KINDS,
-    "endpoints": tuple(sorted({each.name for each in ENDPOINTS.values()})),
-    "venue": (FUTURES, SPOT),
+    "endpoints": tuple(sorted({each.name for each in (*ENDPOINTS.values(), CHART)})),
+    "venue": (FUTURES, SPOT, YAHOO),
 }
 
 

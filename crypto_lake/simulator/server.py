@@ -12,6 +12,7 @@ import msgspec
 from aiohttp import ClientConnectionResetError, WSCloseCode, WSMessage, WSMsgType, web
 
 from crypto_lake.config import FUTURES, SPOT
+from crypto_lake.models.chart import CHART_PATH
 from crypto_lake.simulator import control
 from crypto_lake.simulator.bucket import Bucket
 from crypto_lake.simulator.dumps import Dumps
@@ -19,7 +20,8 @@ from crypto_lake.simulator.faults import Faults
 from crypto_lake.simulator.hub import MAX_UNREAD_BYTES, UNREAD_ENOUGH_BYTES, Connection, Hub, Served
 from crypto_lake.simulator.market import Market, Question, Refusal
 from crypto_lake.simulator.payloads import in_milliseconds, stamp
-from crypto_lake.simulator.rest import ENDPOINTS, Endpoint, TooMuch, WeightMeter, question_of
+from crypto_lake.simulator.quotes import Quotes
+from crypto_lake.simulator.rest import CHART, ENDPOINTS, Endpoint, TooMuch, WeightMeter, question_of
 from crypto_lake.simulator.scenario import Scenario
 from crypto_lake.simulator.streams import MARKET, MICROSECOND, PRIVATE, PUBLIC, UNROUTED
 
@@ -37,7 +39,8 @@ class Simulator:
 
     The market's clock runs on between two times of being served, as the venue's does while it cannot be reached.
     `faults.done` tells what the scenario in `faults` has done, `served` what became of every connection. With `dumps`
-    the market's official files are served beside it, in their usual ways or in those that `Dumps` is told.
+    the market's official files are served beside it, in their usual ways or in those that `Dumps` is told. Yahoo's
+    charts come out of `quotes`.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Simulator:
         *,
         faults: Scenario | None = None,
         dumps: Dumps | bool = False,
+        quotes: Quotes | None = None,
         ping_every_s: float = 180.0,
         client_messages_per_s: int = 10,
         weight_limits: dict[str, int] | None = None,
@@ -55,7 +59,7 @@ class Simulator:
         clock: Callable[[], float] = time.time,
     ) -> None:
         limits = {FUTURES: 2400, SPOT: 6000, **(weight_limits or {})}
-        self.market, self.port = market, port
+        self.market, self.port, self.quotes = market, port, quotes or Quotes()
         self.meters = {
             venue: WeightMeter(limit, ban_after=ban_after, ban_s=ban_s, clock=clock) for venue, limit in limits.items()
         }
@@ -85,6 +89,7 @@ class Simulator:
             "LAKE_BINANCE_FUTURES_REST": self.rest_url,
             "LAKE_BINANCE_WS": self.ws_url,
             "LAKE_BINANCE_REST": self.rest_url,
+            "LAKE_YAHOO": self.rest_url,
         }
         return settings if self._dumps is None else {**settings, "LAKE_BINANCE_DUMPS": self.rest_url}
 
@@ -157,6 +162,7 @@ class Simulator:
         application = web.Application()
         for path in ENDPOINTS:
             application.router.add_get(path, self._rest)
+        application.router.add_get(f"{CHART_PATH}/{{symbol}}", self._chart)
         for prefix in (UNROUTED, PUBLIC, MARKET, PRIVATE):
             before = f"/{prefix}" if prefix else ""
             for path in ("/ws", "/ws/{names:.*}", "/stream"):
@@ -269,6 +275,18 @@ class Simulator:
             return web.Response(body=body, content_type="application/json", headers=_used(meter))
         except Refusal as refusal:
             return _refused(refusal, meter)
+
+    async def _chart(self, request: web.Request) -> web.Response:
+        """Yahoo's; what the exchange says in words of its own is a line of text here."""
+        symbol = request.match_info["symbol"]
+        try:
+            if not self._is_sound and (instead := await self.faults.answers.instead(CHART, {"symbol": symbol})):
+                return instead
+        except Refusal as refusal:
+            waits = {"Retry-After": str(math.ceil(refusal.retry_after_s))} if isinstance(refusal, TooMuch) else {}
+            return web.Response(status=refusal.status, text="Too Many Requests\r\n", headers=waits)
+        status, body = self.quotes.answer(symbol, request.query)
+        return web.Response(status=status, body=body, content_type="application/json")
 
     async def _answer(self, endpoint: Endpoint, request: web.Request, meter: WeightMeter) -> bytes:
         question: Question | None = None

@@ -320,7 +320,7 @@ async def test_the_venues_clock_is_off_in_streams_and_in_the_rest_rows_of_the_sa
     talk: Any, venue: str, stream: str, path: str, headers: dict[str, str], unit: int, per_s: int, skew_s: float
 ) -> None:
     async with (
-        an_exchange(Fault(kind="clock_skew", at_s=0.5, for_s=0.5, skew_s=skew_s)) as exchange,
+        an_exchange(Fault(kind="clock_skew", at_s=1.5, for_s=0.5, skew_s=skew_s)) as exchange,
         talk.listening(exchange.ws_url + stream) as socket,
     ):
         told = {}
