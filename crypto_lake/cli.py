@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 import typer
 
 from crypto_lake import show
-from crypto_lake.config import ConfigError, Settings, SinkFormat, example, load
+from crypto_lake.config import ConfigError, Settings, SinkFormat, example, load, nearest
 from crypto_lake.connections import SourceError
 from crypto_lake.models import DATASETS, Dataset, dataset_named
 from crypto_lake.monitoring.log import configure
@@ -35,6 +35,10 @@ app = typer.Typer(
 )
 backfill_app = typer.Typer(help="History into the same tables; without a source on a terminal, it asks.")
 app.add_typer(backfill_app, name="backfill")
+symbols_app = typer.Typer(
+    help="What to collect: the table `symbol`, which a running recorder follows.", no_args_is_help=True
+)
+app.add_typer(symbols_app, name="symbols")
 config_app = typer.Typer(help="Settings: write a .env, or see what is in force and why.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
@@ -54,6 +58,7 @@ Symbols = Annotated[
 Root = Annotated[str | None, typer.Option(help="Where the tables are: a path or an s3:// URL [LAKE_ROOT].")]
 State = Annotated[str | None, typer.Option(help="Where journals and logs are [LAKE_STATE].")]
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
+SymbolWords = Annotated[list[str], typer.Argument(help="BTCUSDT (USD-M), binance:BTCUSDT (spot), us-stocks:AAPL, ...")]
 
 
 @app.command()
@@ -183,15 +188,24 @@ async def _simulate(market: "Market", port: int, faults: "Scenario | None", *, d
 
 @app.command()
 def tables(
-    root: Root = None,
+    dataset: Annotated[str | None, typer.Argument(help="How far each symbol of this table is up to date.")] = None,
+    watermarks: Annotated[bool, typer.Option("--watermarks", help="The same of every table.")] = False,
     quick: Annotated[bool, typer.Option(help="Without duplicates and holes: no row is read.")] = False,
+    root: Root = None,
+    state: State = None,
     json: Json = False,
 ) -> None:
-    """What is there: rows, symbols, time span, holes, duplicates, files and bytes of each table."""
-    from crypto_lake.query import tables as list_tables
+    """What is there, from landing to gold: rows, symbols, time span, holes, duplicates, files, bytes, age."""
+    from crypto_lake.query import layers
+    from crypto_lake.query.watermarks import of_tables
 
-    settings = load(root=root)
-    show.tables(list_tables(settings.root, quick=quick), as_json=json)
+    settings, now = load(root=root, state=state), datetime.now(UTC)
+    if dataset or watermarks:
+        chosen = [dataset_named(dataset)] if dataset else list(DATASETS.values())
+        show.watermarks(of_tables(settings.root, chosen), now=now, as_json=json)
+    else:
+        found = layers(settings.root, settings.state, settings.journals, quick=quick, now=now)
+        show.tables(found, as_json=json)
 
 
 @app.command()
@@ -335,14 +349,20 @@ def backfill(context: typer.Context) -> None:
         if not sys.stdin.isatty():
             typer.echo(context.get_help())
             raise typer.Exit(USAGE)
-        backfill_binance(**_asked())
+        # Polars brings a handler of its own, under which a question waits for its answer in spite of Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        source = _prompt(f"Source ({', '.join(ASKED)})", _source, default="binance")
+        ASKED[source]()
 
 
 @backfill_app.command("binance")
 def backfill_binance(
     dataset: Annotated[str, typer.Option(help="agg_trade, trade, bar, book_ticker, mark_price, funding_rate, ...")],
-    symbols: Annotated[str, typer.Option(help="Symbols, separated by commas; all = every one that has files.")],
     start: Annotated[str, typer.Option(help="From that day or month on, inclusive: 2024-01-15 or 2024-01.")],
+    symbols: Annotated[
+        str | None,
+        typer.Option(help="Symbols, separated by commas; all = every one with files; none = the table symbol's."),
+    ] = None,
     end: Annotated[str | None, typer.Option(help="To that day or month, inclusive; without it, to yesterday.")] = None,
     market: Annotated[str, typer.Option(help="um (USD-M futures), cm (COIN-M futures) or spot.")] = "um",
     timeframe: Annotated[str, typer.Option(help="Of bars: 1s (spot), 1m, 5m, 15m, 1h, 4h or 1d.")] = "1m",
@@ -358,16 +378,87 @@ def backfill_binance(
 ) -> None:
     """Official files into the tables: only what is not there yet, beside a running recorder if there is one."""
     from crypto_lake.backfill import binance
-    from crypto_lake.backfill.ask import wanted_of
+    from crypto_lake.backfill.ask import symbols_to_collect, wanted_of
+    from crypto_lake.backfill.mode import mode_here
     from crypto_lake.watch import Watch
 
     settings = load(root=root, state=state)
+    symbols = symbols_to_collect(settings.root, market) if symbols is None else symbols
     wanted = wanted_of(market, dataset, symbols, start, end, timeframe, today=datetime.now(UTC).date())
     _log_to_file(settings)
-    stop = _stopped_by_signals()
-    with Watch(f"{dataset} {market}", stop=stop) as watch:
+    stop, mode = _stopped_by_signals(), mode_here(settings.mode)
+    with Watch(f"{dataset} {market} ({mode})", stop=stop) as watch:
         done = asyncio.run(
-            binance.backfill(settings, wanted, watch, keep_archives=keep_archives, recheck=recheck, stop=stop)
+            binance.backfill(
+                settings, wanted, watch, keep_archives=keep_archives, recheck=recheck, mode=mode, stop=stop
+            )
+        )
+    show.backfilled(done, as_json=json)
+    if not done.is_good:
+        raise typer.Exit(FAILED)
+
+
+@backfill_app.command("yahoo")
+def backfill_yahoo(
+    symbols: Annotated[str, typer.Option(help="With venues, separated by commas: us-stocks:AAPL,us-indices:^GSPC.")],
+    start: Annotated[str, typer.Option(help="From that day or month on, inclusive: 2024-01-15 or 2024-01.")],
+    end: Annotated[str | None, typer.Option(help="To that day or month, inclusive; without it, to today.")] = None,
+    timeframe: Annotated[str, typer.Option(help="1m (the last 30 days) or 1d.")] = "1m",
+    root: Root = None,
+    state: State = None,
+    json: Json = False,
+) -> None:
+    """Bars out of Yahoo's charts, as well as these can be had; for personal use, see docs/yahoo.md."""
+    from crypto_lake.backfill import yahoo
+    from crypto_lake.watch import Watch
+
+    settings = load(root=root, state=state)
+    wanted = yahoo.wanted_of(symbols, start, end, timeframe, now=datetime.now(UTC))
+    _log_to_file(settings)
+    stop = _stopped_by_signals()
+    with Watch(f"bar {timeframe}", stop=stop) as watch:
+        done = asyncio.run(yahoo.backfill(settings, wanted, watch, stop=stop))
+    show.charted(done, as_json=json)
+    if not done.is_good:
+        raise typer.Exit(FAILED)
+
+
+@backfill_app.command("massive")
+def backfill_massive(
+    dataset: Annotated[str, typer.Option(help="A folder of the bucket, such as us_stocks_sip/minute_aggs_v1.")],
+    start: Annotated[str, typer.Option(help="From that day or month on, inclusive: 2024-01-15 or 2024-01.")],
+    symbols: Annotated[
+        str, typer.Option(help="Only these, separated by commas; of options SPY is all options of it.")
+    ] = "all",
+    end: Annotated[str | None, typer.Option(help="To that day or month, inclusive; without it, to yesterday.")] = None,
+    keep_archives: Annotated[
+        bool, typer.Option("--keep-archives", help="Leave the downloaded files in LAKE_STATE/landing.")
+    ] = False,
+    recheck: Annotated[
+        bool, typer.Option(help="Ask whether files taken before were replaced since.", show_default=True)
+    ] = True,
+    root: Root = None,
+    state: State = None,
+    json: Json = False,
+) -> None:
+    """Flat files of Massive (Polygon.io) into the tables: stocks, options, indices, crypto and forex, day by day.
+
+    Needs the S3 keys of the flat files: LAKE_MASSIVE_KEY_ID and LAKE_MASSIVE_SECRET.
+    """
+    from crypto_lake.backfill import massive
+    from crypto_lake.backfill.ask import flat_wanted_of
+    from crypto_lake.backfill.mode import mode_here
+    from crypto_lake.watch import Watch
+
+    settings = load(root=root, state=state)
+    wanted = flat_wanted_of(dataset, symbols, start, end, today=datetime.now(UTC).date())
+    _log_to_file(settings)
+    stop, mode = _stopped_by_signals(), mode_here(settings.mode)
+    with Watch(f"{dataset} ({mode})", stop=stop) as watch:
+        done = asyncio.run(
+            massive.backfill(
+                settings, wanted, watch, keep_archives=keep_archives, recheck=recheck, mode=mode, stop=stop
+            )
         )
     show.backfilled(done, as_json=json)
     if not done.is_good:
@@ -428,12 +519,10 @@ def _stopped_by_signals() -> threading.Event:
     return stop
 
 
-def _asked() -> dict[str, Any]:
+def _ask_binance() -> None:
     """What to backfill, asked for question by question; each answer is looked at before the next question."""
     from crypto_lake.backfill import ask
 
-    # Polars brings a handler of its own, under which a question waits for its answer in spite of Ctrl-C.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     today = datetime.now(UTC).date()
     market = _prompt(f"Market ({', '.join(ask.markets())})", ask.datasets_of, default="um")
     said: dict[str, Any] = {"market": market, "timeframe": "1m", "symbols": "all", "start": "2020-01", "end": None}
@@ -446,11 +535,51 @@ def _asked() -> dict[str, Any]:
         said["timeframe"] = _prompt("Timeframe (1m, 5m, 15m, 1h, 4h, 1d; spot: 1s)", with_("timeframe"), default="1m")
     symbol = "BTCUSD_PERP" if market == "cm" else "BTCUSDT"
     said["symbols"] = _prompt("Symbols, separated by commas, or all", with_("symbols"), default=symbol)
+    _ask_span(said, with_)
+    _say_command("binance", {name: value for name, value in said.items() if name != "timeframe" or value != "1m"})
+    backfill_binance(**said)
+
+
+def _ask_massive() -> None:
+    """The same for flat files."""
+    from crypto_lake.backfill import ask
+    from crypto_lake.models.flatfile import folders
+
+    today = datetime.now(UTC).date()
+    said: dict[str, Any] = {"dataset": folders()[0], "symbols": "all", "start": "2024-01", "end": None}
+
+    def with_(name: str) -> Callable[[str], object]:
+        def check(text: str) -> object:
+            asked = {**said, name: text or None}
+            return ask.flat_wanted_of(asked.pop("dataset"), **asked, today=today)
+
+        return check
+
+    said["dataset"] = _prompt(f"Folder ({', '.join(folders())})", with_("dataset"), default=said["dataset"])
+    said["symbols"] = _prompt("Symbols, separated by commas, or all", with_("symbols"), default="all")
+    _ask_span(said, with_)
+    _say_command("massive", said)
+    backfill_massive(**said)
+
+
+# What a backfill without a source asks for.
+ASKED: Final[dict[str, Callable[[], None]]] = {"binance": _ask_binance, "massive": _ask_massive}
+
+
+def _source(name: str) -> None:
+    if name not in ASKED:
+        raise ConfigError(f"there is no source {name!r}{nearest(name, ASKED)}")
+
+
+def _ask_span(said: dict[str, Any], with_: Callable[[str], Callable[[str], object]]) -> None:
     said["start"] = _prompt("From (a day, 2024-01-15, or a month, 2024-01)", with_("start"))
     said["end"] = _prompt("To, inclusive (nothing: to yesterday)", with_("end"), default="") or None
-    options = (f"--{name} {value}" for name, value in said.items() if value and (name != "timeframe" or value != "1m"))
-    typer.echo(f"crypto-lake backfill binance {' '.join(options)}", err=True)
-    return said
+
+
+def _say_command(source: str, said: dict[str, Any]) -> None:
+    """How to do the same without questions."""
+    options = (f"--{name} {value}" for name, value in said.items() if value)
+    typer.echo(f"crypto-lake backfill {source} {' '.join(options)}", err=True)
 
 
 def _prompt(question: str, check: Callable[[str], object], *, default: str | None = None) -> str:
@@ -481,6 +610,49 @@ def status(state: State = None, json: Json = False) -> None:
 
     settings = load(state=state)
     show.health(daemon.ask_health(settings), as_json=json)
+
+
+@symbols_app.command("add")
+def symbols_add(
+    words: SymbolWords,
+    asset_type: Annotated[
+        str | None,
+        typer.Option(help="perpetual, spot, stock, etf, option, index, crypto or forex; else as the venue says."),
+    ] = None,
+    root: Root = None,
+) -> None:
+    """Collect these symbols, too; a running recorder does so within seconds."""
+    from crypto_lake.services import symbols
+
+    settings, wanted = load(root=root), symbols.names(words)
+    new = symbols.add(settings.root, wanted, asset_type=asset_type, now=datetime.now(UTC))
+    for name in wanted:
+        typer.echo(f"{name} {'is added' if name in new else 'is there already'}")
+
+
+@symbols_app.command("remove")
+def symbols_remove(words: SymbolWords, root: Root = None) -> None:
+    """Collect these symbols no more, also if LAKE_SYMBOLS names them; what was collected stays."""
+    from crypto_lake.services import symbols
+
+    settings, unwanted = load(root=root), symbols.names(words)
+    symbols.remove(settings.root, unwanted, settings.symbols, now=datetime.now(UTC))
+    for name in unwanted:
+        typer.echo(f"{name} is removed")
+
+
+@symbols_app.command("list")
+def symbols_list(
+    all_: Annotated[bool, typer.Option("--all", help="Those that were removed, too.")] = False,
+    root: Root = None,
+    json: Json = False,
+) -> None:
+    """What is to be collected, and who says so: the table or LAKE_SYMBOLS."""
+    from crypto_lake.services import symbols
+
+    settings = load(root=root)
+    found = symbols.listed(settings.root, settings.symbols)
+    show.symbols(found if all_ else found.filter("is_active"), as_json=json)
 
 
 @config_app.command("show")

@@ -14,10 +14,11 @@ from dotenv import dotenv_values
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-# How much work goes on side by side: one file after the other in small pieces, or in large ones, or several files at once.
+# How much goes on side by side: one file after the other in small pieces, or in large ones, or several at once.
 Mode = Literal["streaming", "batch", "parallel"]
 DepthSpeed = Literal["0ms", "100ms", "250ms", "500ms", "1000ms"]
 SinkFormat = Literal["delta", "parquet", "jsonl"]
+Timeframe = Literal["1m", "1d"]
 CommaList = Annotated[tuple[str, ...], NoDecode]
 
 ALL_SYMBOLS = "all"
@@ -117,12 +118,26 @@ class Settings(BaseSettings):
     massive_s3: str = Field(
         "https://files.massive.com/flatfiles",
         alias="LAKE_MASSIVE_S3",
-        description="S3 address of the Massive (Polygon.io) flat files; a path behind it is the bucket, flatfiles without",
+        description="S3 address of the flat files of Massive (Polygon.io); a path behind it names the bucket",
     )
     massive_key_id: str = Field(
         "", alias="LAKE_MASSIVE_KEY_ID", repr=False, description="S3 access key id of the flat files, not the REST key"
     )
     massive_secret: str = Field("", alias="LAKE_MASSIVE_SECRET", repr=False, description="the secret of that S3 key")
+    yahoo: str = Field(
+        "https://query2.finance.yahoo.com",
+        alias="LAKE_YAHOO",
+        description="address of Yahoo's charts, see docs/yahoo.md",
+    )
+    yahoo_every_s: float = Field(
+        0,
+        ge=0,
+        alias="LAKE_YAHOO_EVERY_S",
+        description="seconds from one question to Yahoo to the next, symbols in turns; 0 = Yahoo is not asked",
+    )
+    yahoo_timeframe: Timeframe = Field(
+        "1m", alias="LAKE_YAHOO_TIMEFRAME", description="which bars Yahoo is asked for, 1m or 1d"
+    )
     mode: Mode | Literal[""] = Field(
         "",
         alias="LAKE_MODE",
@@ -151,7 +166,7 @@ class Settings(BaseSettings):
     def _websocket_address(cls, value: str) -> str:
         return _address(value, ("ws://", "wss://"))
 
-    @field_validator("futures_rest", "spot_rest", "dumps", "massive_s3")
+    @field_validator("futures_rest", "spot_rest", "dumps", "massive_s3", "yahoo")
     @classmethod
     def _rest_address(cls, value: str) -> str:
         return _address(value, ("http://", "https://"))

@@ -22,11 +22,13 @@ from crypto_lake.config import ConfigError, Settings, origin, unknown_names
 from crypto_lake.models import Dataset
 
 if TYPE_CHECKING:
-    from crypto_lake.backfill.binance import Summary
     from crypto_lake.backfill.findings import Differences
+    from crypto_lake.backfill.flow import Summary
     from crypto_lake.backfill.plan import Absent
     from crypto_lake.backfill.reconcile import Outcome, Reconciled
+    from crypto_lake.backfill.yahoo import Summary as Charted
     from crypto_lake.query import Report
+    from crypto_lake.query.watermarks import Watermarks
     from crypto_lake.writers.maintenance import Done
 
 ROWS_ON_A_TERMINAL: Final = 20
@@ -36,27 +38,93 @@ UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 WRITERS: Final = (".csv", ".parquet", ".jsonl")
 FINDINGS_SHOWN: Final = 40
 FEW_LINES: Final = 10
+# Of more symbols than that only the laggards are named.
+SYMBOLS_LISTED: Final = 40
 SEVERITIES: Final = {"error": "bold red", "warn": "yellow", "info": "dim"}
 
 
 def tables(found: pl.DataFrame, *, as_json: bool = False, title: str = "") -> None:
-    """A line per table, or the same as JSON."""
+    """A line per table, and per kind of file that is none, layer by layer; or the same as JSON."""
     if as_json:
         _json(found.to_dicts())
         return
-    if found.is_empty():
+    if not found["files"].sum() and found["rows"].null_count() == found.height:
         typer.echo("no tables there yet")
         return
-    table = Table(title=title or None, title_justify="left")
-    table.add_column("table")
-    table.add_column("time span, UTC")
-    for name in ("rows", "symbols", "gaps", "duplicates", "files", "size"):
-        table.add_column(name, justify="right")
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("layer", "table", "time span, UTC"):
+        table.add_column(name, no_wrap=True)
+    for name in ("newest", "rows", "symbols", "gaps", "twice", "files", "size"):
+        table.add_column(name, justify="right", no_wrap=True)
+    above = None
     for row in found.iter_rows(named=True):
         numbers = (row[name] for name in ("rows", "symbols", "holes", "duplicates", "files"))
-        span = _span(row["first_time"], row["last_time"])
-        table.add_row(row["dataset"], span, *map(_number, numbers), _size(row["bytes"]))
+        span = _short_span(row["first_time"], row["last_time"])
+        layer, above = "" if row["layer"] == above else row["layer"], row["layer"]
+        table.add_row(layer, row["dataset"], span, _age(row["age_s"]), *map(_number, numbers), _size(row["bytes"]))
     _console().print(table)
+
+
+def watermarks(found: "Sequence[Watermarks]", *, now: datetime, as_json: bool) -> None:
+    """How far each series is up to date; of many symbols how far all are, and which are behind."""
+    if as_json:
+        _json(
+            [{"dataset": each.dataset, "looked_back_to": each.since, "series": each.rows.drop("dataset").to_dicts()}
+             for each in found]
+        )  # fmt: skip
+        return
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for name in ("table", "venue", "symbol", "bars", "up to, UTC", "age"):
+        table.add_column(name, no_wrap=True)
+    notes: list[str] = []
+    for each in found:
+        for _, group in each.rows.group_by("venue", "timeframe", "origin", maintain_order=True):
+            is_long = group.height > SYMBOLS_LISTED
+            for row in [_summed_up(group)] if is_long else group.iter_rows(named=True):
+                age = _age((now - row["watermark"]).total_seconds())
+                place = (row["dataset"], row["venue"] or "", row["symbol"] or "", _bars(row))
+                table.add_row(*map(escape, place), f"{row['watermark']:%Y-%m-%d %H:%M:%S}", age)
+            notes += _behind(group) if is_long else []
+        if each.since:
+            notes.append(f"{each.dataset}: what ended before {each.since} was not looked for")
+    _console().print(table)
+    for note in notes:
+        typer.echo(note)
+
+
+def _summed_up(group: pl.DataFrame) -> dict[str, Any]:
+    newest = group.sort("watermark").row(-1, named=True)
+    return newest | {"symbol": f"{group.height:,} symbols"}
+
+
+def _behind(group: pl.DataFrame) -> list[str]:
+    """`bar us-stocks 1m flatfile: 2 of 11,000 symbols end a day or more earlier: OLD 2026-05-01, OTHER 2026-05-27`."""
+    from crypto_lake.query.watermarks import laggards
+
+    late, newest = laggards(group), group.sort("watermark").row(-1, named=True)
+    name = " ".join(word for word in (newest["dataset"], newest["venue"], _bars(newest)) if word)
+    oldest = group.sort("watermark").row(0, named=True)["watermark"]
+    if late.is_empty():
+        return [f"{name}: none ends a day or more earlier; the oldest is of {oldest:%Y-%m-%d %H:%M:%S}"]
+    words = [f"{symbol} {time:%Y-%m-%d}" for symbol, time in late.head(FEW_LINES).select("symbol", "watermark").rows()]
+    more = [f"and {late.height - FEW_LINES:,} more"] if late.height > FEW_LINES else []
+    return [
+        f"{name}: {late.height:,} of {group.height:,} symbols end a day or more earlier: {', '.join([*words, *more])}"
+    ]
+
+
+def _bars(row: dict[str, Any]) -> str:
+    return " ".join(row[name] for name in ("timeframe", "origin") if row[name])
+
+
+def _age(age_s: float | None) -> str:
+    """`5 s`, `12 min`, `3 h`, `4 days`: of what lies in the future, as it is."""
+    if age_s is None:
+        return "-"
+    for unit, length_s in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if age_s >= 2 * length_s:
+            return f"{age_s / length_s:,.0f} {unit}"
+    return f"{age_s:,.0f} s"
 
 
 def rows(found: pl.LazyFrame, *, limit: int | None, out: Path | None, as_json: bool) -> None:
@@ -129,6 +197,22 @@ def settings(in_force: Settings, *, as_json: bool) -> None:
     _console().print(table)
     for name in unknown_names():
         typer.echo(f"{name} is set, but there is no such setting", err=True)
+
+
+def symbols(found: pl.DataFrame, *, as_json: bool) -> None:
+    """Symbols to collect, and who says so."""
+    if as_json:
+        _json(found.to_dicts())
+        return
+    if found.is_empty():
+        typer.echo("no symbols: add some with crypto-lake symbols add, or name them in LAKE_SYMBOLS")
+        return
+    table = Table("venue", "symbol", "type", "state", "since, UTC", "from")
+    for row in found.iter_rows(named=True):
+        state = "active" if row["is_active"] else "removed"
+        since = "" if row["added_time"] is None else f"{row['added_time']:%Y-%m-%d %H:%M:%S}"
+        table.add_row(row["venue"], escape(row["symbol"]), row["asset_type"], state, since, row["from"])
+    _console().print(table)
 
 
 def health(answer: dict[str, Any], *, as_json: bool) -> None:
@@ -259,14 +343,18 @@ def backfilled(done: "Summary", *, as_json: bool) -> None:
     if as_json:
         _json(
             {
+                "mode": done.mode,
                 "files": done.files,
                 "rows": done.rows,
                 "added_rows": done.added,
                 "refused_rows": done.refused,
+                "test_rows": done.tests,
+                "changed_rows": done.changed,
                 "bytes": done.size,
                 "days": done.days,
                 "held_days": done.held_days,
                 "absent": [{"symbol": each.symbol, "days": each.days} for each in done.absent],
+                "awaited": [{"symbol": each.symbol, "days": each.days} for each in done.awaited],
                 "incomplete_months": done.short,
                 "replaced": done.replaced,
                 "failed": [{"path": each.path, "reason": each.reason} for each in done.wrong],
@@ -288,8 +376,13 @@ def backfilled(done: "Summary", *, as_json: bool) -> None:
         console.print(f"days by verdict: {words}", soft_wrap=True)
     if done.refused:
         console.print(f"what fits nothing is in `rejected`: {_count(done.refused, 'line')}", soft_wrap=True)
+    if done.tests:
+        console.print(f"left out, of symbols that exchanges test with: {_count(done.tests, 'row')}", soft_wrap=True)
+    if done.changed:
+        console.print(f"changed by files that took others' places: {_count(done.changed, 'row')}", soft_wrap=True)
     for title, lines in (
         ("not published", _absent(done.absent)),
+        ("not published yet", _absent(done.awaited)),
         ("months whose file lacks days", done.short),
         ("replaced by the venue since they were taken", done.replaced),
         ("failed; the same command tries again", [each.reason for each in done.wrong]),
@@ -299,6 +392,31 @@ def backfilled(done: "Summary", *, as_json: bool) -> None:
             console.print("\n  ".join([f"{title}:", *lines[:FEW_LINES], *more]), soft_wrap=True, markup=False)
     for each in done.compared:
         _differences(console, each)
+    if done.is_stopped:
+        console.print("stopped; the same command goes on from here", soft_wrap=True)
+
+
+def charted(done: "Charted", *, as_json: bool) -> None:
+    """What a backfill out of charts did."""
+    if as_json:
+        said = {"answers": done.answers, "bytes": done.size, "rows": done.rows, "added_rows": done.added}
+        failed = [{"path": each.path, "reason": each.reason} for each in done.wrong]
+        refused = {"refused_rows": done.refused, "ends": done.ends, "failed": failed}
+        _json({**said, **refused, "is_stopped": done.is_stopped})
+        return
+    console = _console()
+    console.print(
+        f"{_count(done.answers, 'answer')}, {_size(done.size)}, {_count(done.rows, 'bar')}, {done.added:,} of them new",
+        soft_wrap=True,
+    )
+    if done.refused:
+        console.print(f"what fits nothing is in `rejected`: {_count(done.refused, 'row')}", soft_wrap=True)
+    for title, lines in (
+        ("nothing older", done.ends),
+        ("failed; the same command tries again", [each.reason for each in done.wrong]),
+    ):
+        if lines:
+            console.print("\n  ".join([f"{title}:", *lines]), soft_wrap=True, markup=False)
     if done.is_stopped:
         console.print("stopped; the same command goes on from here", soft_wrap=True)
 
@@ -425,6 +543,8 @@ def _plain(value: Any) -> str:
 
 def profile() -> None:
     """Settings that fit this machine's cores and memory."""
+    from crypto_lake.backfill.mode import mode_here
+
     cores = os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     # A batch of 50,000 messages of depth takes about 300 MB while it is decoded and written.
@@ -432,6 +552,7 @@ def profile() -> None:
     typer.echo(f"# {cores} cores, {_size(memory)} of memory")
     typer.echo(f"LAKE_BATCH_MESSAGES={messages}")
     typer.echo(f"LAKE_COMMIT_EVERY_S={10 if cores > 1 else 30}")
+    typer.echo(f"LAKE_MODE={mode_here().word}")
     if cores == 1:
         typer.echo("# one core: receiving and draining share it; expect later receive times while a batch is written")
 
@@ -495,6 +616,13 @@ def _span(first: datetime | None, last: datetime | None) -> str:
         return "-"
     to = f"{last:%H:%M:%S}" if first.date() == last.date() else f"{last:%Y-%m-%d %H:%M:%S}"
     return f"{first:%Y-%m-%d %H:%M:%S} to {to}"
+
+
+def _short_span(first: datetime | None, last: datetime | None) -> str:
+    """Of more than a day without seconds."""
+    if first is None or last is None or first.date() == last.date():
+        return _span(first, last)
+    return f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M}"
 
 
 def _size(size_bytes: float) -> str:

@@ -23,7 +23,7 @@ def blocks(path: str, language: str) -> list[str]:
 
 def test_env_example_has_every_setting_with_its_default() -> None:
     assert (HOME / ".env.example").read_text() == example()
-    lines = re.findall(r"^#([A-Z_]+)=(.*)$", example(), re.MULTILINE)
+    lines = re.findall(r"^#([A-Z0-9_]+)=(.*)$", example(), re.MULTILINE)
     assert [name for name, _ in lines] == [field.alias for field in Settings.model_fields.values()]
     assert Settings(_env_file=None, **dict(lines)) == Settings(_env_file=None)
 

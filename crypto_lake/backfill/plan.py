@@ -67,6 +67,11 @@ class Job:
     sha256: str
     days: tuple[date, ...]
 
+    @property
+    def path(self) -> str:
+        """Where its file is in the bucket."""
+        return self.file.path
+
 
 @dataclass(frozen=True, slots=True)
 class Absent:

@@ -19,10 +19,11 @@ import polars as pl
 import structlog
 
 from crypto_lake.backfill.ask import FIRST_DAY
-from crypto_lake.backfill.binance import Progress, sum_of, symbols_of
+from crypto_lake.backfill.binance import sum_of, symbols_of
 from crypto_lake.backfill.certify import certify
 from crypto_lake.backfill.facts import facts_of
 from crypto_lake.backfill.findings import OURS, Differences, differences, note
+from crypto_lake.backfill.flow import Progress
 from crypto_lake.backfill.ingest import CONFLICTS, Day, Landed, Stopped, Taken, Told, Unfit, enter, ingest, ledger
 from crypto_lake.backfill.plan import Job, Wanted, daily
 from crypto_lake.backfill.settle import can_be_asked, not_at_venue

@@ -18,6 +18,7 @@ from crypto_lake.models.open_interest import OPEN_INTEREST
 from crypto_lake.models.prices import PRICES
 from crypto_lake.models.quality import QUALITY
 from crypto_lake.models.rejected import REJECTED
+from crypto_lake.models.symbol import SYMBOL_TABLE
 from crypto_lake.models.trade import TRADE
 
 DATASETS: Final[dict[str, Dataset]] = {
@@ -25,7 +26,7 @@ DATASETS: Final[dict[str, Dataset]] = {
     for dataset in (
         *(LIQUIDATION, DEPTH, AGG_TRADE, PRICES, TRADE, BOOK_TICKER, MARK_PRICE),
         *(BAR, FUNDING_RATE, OPEN_INTEREST),
-        *(GAP, REJECTED, QUALITY, COVERAGE, DUMP_FILE),
+        *(GAP, REJECTED, QUALITY, COVERAGE, DUMP_FILE, SYMBOL_TABLE),
     )
 }
 

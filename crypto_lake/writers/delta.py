@@ -202,17 +202,17 @@ class Lake:
         )
 
     def _evolved(self, dataset: Dataset) -> DeltaTable:
-        """The table with all columns that it may get; another program may be adding them at the same moment."""
+        """The table with all columns that it may get; another program may make it, or add them, at the same moment."""
         for left in reversed(range(GUARDED_TRIES)):
-            table = self.table(dataset) or self._create(dataset)
-            held = set(pl.Schema(table.schema()))
-            lacking = {each.name: each.dtype for each in dataset.columns if each.nullable and each.name not in held}
-            if not lacking:
-                break
             try:
+                table = self.table(dataset) or self._create(dataset)
+                held = set(pl.Schema(table.schema()))
+                lacking = {each.name: each.dtype for each in dataset.columns if each.nullable and each.name not in held}
+                if not lacking:
+                    return table
                 fields = Schema.from_arrow(pl.DataFrame(schema=lacking).to_arrow().schema).fields
                 table.alter.add_columns(fields, post_commithook_properties=QUIETLY)
-            except STORE_ERRORS:
+            except DeltaError:
                 if not left:
                     raise
         return table

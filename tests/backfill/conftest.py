@@ -10,8 +10,9 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from crypto_lake.config import Settings
 from crypto_lake.models.bucket import CHECKSUM, File
 from crypto_lake.simulator import Dumps
 from crypto_lake.simulator.bucket import Bucket as DumpServer
+from tests.s3 import Flatfiles
 
 
 def zipped(name: str, lines: Iterable[str]) -> bytes:
@@ -142,6 +144,7 @@ async def served() -> AsyncIterator[Callable[[Dumps], Awaitable[str]]]:
 FORKING = """
 import contextlib, json, os, sys
 import crypto_lake.cli, crypto_lake.watch, crypto_lake.backfill.ask, crypto_lake.backfill.binance
+import crypto_lake.backfill.massive, exchange_calendars, obstore.store
 with contextlib.suppress(ImportError):
     import pandas  # where it is installed pyarrow imports it sooner or later
 
@@ -247,3 +250,62 @@ class Backfills:
 def backfills(forks: Forks) -> Callable[[Path, str], Backfills]:
     """Made of a home and an address."""
     return partial(Backfills, forks)
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a program ended, and what it said until then."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What it told other programs."""
+        return dict(json.loads(self.out))
+
+
+class FlatBackfills:
+    """`crypto-lake backfill massive` as processes of their own, into the tables under `home`."""
+
+    def __init__(self, forks: Forks, home: Path, environment: Mapping[str, str]) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        self.home = home
+        self.root, self.state = home / "tables", home / "var"
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("LAKE_", "LOG_"))},
+            "LAKE_ROOT": str(self.root),
+            "LAKE_STATE": str(self.state),
+            **environment,
+        }
+        self._forks, self._begun = forks, 0
+
+    def begin(self, *words: object) -> tuple[int, Path]:
+        """Its process id, and where its output goes."""
+        self._begun += 1
+        desk = self.home / f"backfill-{self._begun}"
+        desk.mkdir()
+        return self._forks.begin(self.environment, desk, "backfill", "massive", *map(str, words)), desk
+
+    async def end(self, begun: tuple[int, Path]) -> Said:
+        """What came of it; a traceback is no way to say anything."""
+        pid, desk = begun
+        status = await self._forks.end(pid)
+        said = Said(status, (desk / "out").read_text(), (desk / "errors").read_text())
+        assert "Traceback" not in said.out + said.err, said.err
+        return said
+
+    async def run(self, *words: object) -> Said:
+        """One of them to its end."""
+        return await self.end(self.begin(*words))
+
+
+@pytest.fixture
+def flat_backfills(forks: Forks, flatfiles: Flatfiles) -> Callable[..., FlatBackfills]:
+    """Made of a home, and of settings beside those of the bucket."""
+
+    def make(home: Path, **environment: str) -> FlatBackfills:
+        return FlatBackfills(forks, home, {**flatfiles.environment, **environment})
+
+    return make

@@ -13,6 +13,7 @@ import pytest
 
 from crypto_lake.backfill.ask import wanted_of
 from crypto_lake.backfill.binance import Summary, backfill
+from crypto_lake.backfill.mode import mode_of
 from crypto_lake.backfill.plan import Wanted
 from crypto_lake.config import ConfigError, Settings, load
 from crypto_lake.models import DATASETS
@@ -134,6 +135,22 @@ async def test_every_line_of_a_month_and_of_the_days_behind_it_is_a_row(
         assert (row["venue"], row["symbol"], row["source"]) == ("binance-futures", "BTCUSDT", "dump")
         assert row["received_time"] is None
     assert done.verdicts == {"complete": 3}
+
+
+@pytest.mark.parametrize("word", ["streaming", "parallel"])
+async def test_the_rows_are_the_same_however_many_files_are_read_at_once(
+    market: GeneratedMarket, settings: Settings, tmp_path: Path, word: Any
+) -> None:
+    here, there = settings, settings.model_copy(update={"root": str(tmp_path / "other")})
+    asked = wanted("book_ticker", symbols="BTCUSDT,ETHUSDT")
+    async with Simulator(market, dumps=Dumps(publish="all")) as exchange:
+        done = [
+            await taken(here, exchange, asked),
+            await taken(there, exchange, asked, mode=mode_of(64 << 30, 4, word)),
+        ]
+    assert [each.mode for each, _ in done][1] == word
+    assert rows(there, "book_ticker").equals(rows(here, "book_ticker"), null_equal=True)
+    assert done[0][0].verdicts == done[1][0].verdicts
 
 
 async def test_a_second_backfill_writes_nothing(market: GeneratedMarket, settings: Settings) -> None:

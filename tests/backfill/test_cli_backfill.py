@@ -263,7 +263,7 @@ async def test_the_log_goes_into_its_file_and_nowhere_else(program: Program, buc
     bucket.put(file(DAYS[1]), [HEADER, *lines(DAYS[1])], sha256="0" * 64)
     said = await program.take("--json", LOG_TO_FILE="true", LOG_TO_TERMINAL="true")
     logged = (program.state / "log" / "crypto-lake.jsonl").read_text().splitlines()
-    assert [json.loads(line)["event"] for line in logged] == ["dump_spoilt", "dump_quarantined"]
+    assert [json.loads(line)["event"] for line in logged] == ["backfill_mode", "dump_spoilt", "dump_quarantined"]
     assert said.about["files"] == 2
     assert said.err.count("\n") == 1
 
@@ -389,7 +389,7 @@ async def test_on_a_terminal_two_bars_fit_into_its_width(slow: Program, tmp_path
     assert max(map(len, drawn)) <= columns
     some = [line for line in drawn if re.search(r"[\d.]+ KiB of \d\d\.\d KiB +[\d.]+ KiB/s +\d:\d\d:\d\d left$", line)]
     assert some, drawn
-    assert any(re.fullmatch(r"agg_trade um: \d of 3 days, \d files?, 0:00:\d\d", line) for line in drawn)
+    assert any(re.fullmatch(r"agg_trade um \(.+\): \d of 3 days, \d files?, 0:00:\d\d", line) for line in drawn)
     assert screen.seen.rindex(SHOW_CURSOR) > screen.seen.rindex("\x1b[?25l")
     assert screen.lines[-2].startswith("3 files, ")
 
@@ -397,13 +397,25 @@ async def test_on_a_terminal_two_bars_fit_into_its_width(slow: Program, tmp_path
 async def test_without_a_source_it_asks_until_the_answer_fits(program: Program, bucket: Any, tmp_path: Path) -> None:
     bucket.put(file(DAYS[1]), [HEADER, *lines(DAYS[1])], sha256="0" * 64)
     screen = Terminal(program.environment(), tmp_path, 80, "backfill")
-    markets, datasets, symbols = ["usdm", "um"], ["depth", "agg_trade"], ["btcusdt", "BTCUSDT"]
+    sources, markets, datasets, symbols = (
+        ["yahooo", "binance"],
+        ["usdm", "um"],
+        ["depth", "agg_trade"],
+        ["btcusdt", "BTCUSDT"],
+    )
     span = ["yesterday", "2024-01-01", "2023", "2024-01-03"]
-    for number, answer in enumerate([*markets, *datasets, *symbols, *span], 1):
+    for number, answer in enumerate([*sources, *markets, *datasets, *symbols, *span], 1):
         await eventually(lambda number=number: len(re.findall(r"[\])]: ", screen.seen)) >= number)
         screen.type(answer)
     assert await screen.end() == 1
-    refused = "there is no market", "there are no official files of depth", "--symbols b", "--start y", "--end 2023:"
+    refused = (
+        "there is no source 'yahooo'",
+        "there is no market",
+        "there are no official files of depth",
+        "--symbols b",
+        "--start y",
+        "--end 2023:",
+    )
     assert [words for words in refused if f"Error: {words}" not in screen.seen] == []
     options = "--market um --symbols BTCUSDT --start 2024-01-01 --end 2024-01-03 --dataset agg_trade"
     assert f"crypto-lake backfill binance {options}" in screen.seen
@@ -413,9 +425,24 @@ async def test_without_a_source_it_asks_until_the_answer_fits(program: Program, 
     assert len(program.ids()) == 2 * ROWS
 
 
+async def test_flat_files_are_asked_for_too(program: Program, flatfiles: Any, tmp_path: Path) -> None:
+    screen = Terminal(program.environment(**flatfiles.environment), tmp_path, 80, "backfill")
+    folders, symbols = ["us_stocks_sip/day_agg_v1", "us_stocks_sip/day_aggs_v1"], ["A A", "AAPL"]
+    answers = ["massive", *folders, *symbols, "2001-01", "2002-12", "2026-05-04"]
+    for number, answer in enumerate(answers, 1):
+        await eventually(lambda number=number: len(re.findall(r"[\])]: ", screen.seen)) >= number)
+        screen.type(answer)
+    assert await screen.end() == 1, "there is nothing at all in that bucket"
+    refused = "there are no flat files 'us_stocks_sip/day_agg_v1'", "--symbols 'A A': that", "--end 2002-12: the files"
+    assert [words for words in refused if f"Error: {words}" not in screen.seen] == []
+    asked = "--dataset us_stocks_sip/day_aggs_v1 --symbols AAPL --start 2001-01 --end 2026-05-04"
+    assert f"crypto-lake backfill massive {asked}" in screen.seen
+    assert "nothing at all is listed in the bucket 'flatfiles'" in screen.seen
+
+
 async def test_a_question_need_not_be_answered(program: Program, tmp_path: Path) -> None:
     screen = Terminal(program.environment(), tmp_path, 80, "backfill")
-    await eventually(lambda: "[um]: " in screen.seen)
+    await eventually(lambda: "[binance]: " in screen.seen)
     screen.interrupt()
     assert await screen.end() == 1
     assert "Aborted" in screen.seen

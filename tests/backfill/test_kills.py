@@ -225,18 +225,22 @@ def filled(root: Path) -> list[tuple[Any, ...]]:
 
 def ledger(root: Path) -> list[tuple[Any, ...]]:
     """The newest state of every path."""
-    newest = rows_of(root, "dump_file").sort("state_time", maintain_order=True).unique("path", keep="last")
-    return newest.drop("state_time", "date").sort("path").rows()
+    states = rows_of(root, "dump_file").sort("state_time", maintain_order=True).unique("path", keep="last")
+    return states.drop("state_time", "date").sort("path").rows()
 
 
 def certificates(root: Path) -> list[tuple[Any, ...]]:
     """The newest one of every day."""
+    return newest(root).drop("checked_time").rows()
+
+
+def newest(root: Path) -> pl.DataFrame:
     found = rows_of(root, "coverage").sort("checked_time").unique(["symbol", "date"], keep="last")
-    return found.drop("checked_time").sort("symbol", "date").rows()
+    return found.sort("symbol", "date")
 
 
 def verdicts(root: Path) -> set[str]:
-    return {verdict for *_, verdict, _date in certificates(root)}
+    return set(newest(root)["verdict"])
 
 
 def rejected(root: Path) -> Counter[tuple[Any, ...]]:

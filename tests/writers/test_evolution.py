@@ -1,5 +1,6 @@
 """A table that an earlier program made gets the columns that came since, while others go on writing into it."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from deltalake import DeltaTable
 
 from crypto_lake.config import ConfigError
+from crypto_lake.models import DATASETS
 from crypto_lake.models.dataset import Dataset
 from crypto_lake.models.trade import TRADE
 from crypto_lake.query import read
@@ -81,3 +83,13 @@ def test_a_column_that_may_not_be_null_cannot_be_added(tmp_path: Path) -> None:
     lake.check(replace(TRADE, columns=tuple(each for each in TRADE.columns if each.name != "price")))
     with pytest.raises(ConfigError, match="column price is missing"):
         lake.check(TRADE)
+
+
+def test_of_many_who_begin_at_once_each_finds_the_table(tmp_path: Path) -> None:
+    root = str(tmp_path / "tables")
+    Lake(root).check(BEFORE)
+    names = [dataset for dataset in DATASETS.values() if dataset is not TRADE][:4]
+    with ThreadPoolExecutor(8) as many:
+        for dataset in (*names, TRADE):
+            list(many.map(lambda _, dataset=dataset: Lake(root).check(dataset), range(8)))
+    assert set(pl.Schema(DeltaTable(f"{root}/trade").schema())) == set(TRADE.schema)
