@@ -29,8 +29,8 @@ demo: setup  ## the main job in half a minute, without a network
 run: setup  ## the daemon: make run ARGS="--datasets agg_trade --symbols BTCUSDT"
 	@$(RUN) crypto-lake run $(ARGS)
 
-test: setup  ## the tests: make test ARGS="-k journal"
-	@$(RUN) pytest $(ARGS)
+test: setup  ## the tests, in two processes: make test ARGS="-k journal"
+	@$(RUN) pytest -n 2 --dist loadfile $(ARGS)
 
 check: setup  ## lint, format, types, import order, and the form of uv.lock
 	@$(RUN) ruff check .

@@ -17,8 +17,8 @@ LITTLE_BYTES: Final = GIB
 CAREFUL_BYTES: Final = 2 * GIB
 # Side by side they wait for each other's commits, and for the disk.
 MOST_READERS: Final = 8
-# A large piece stays in a processor's cache all the same.
-SMALL_PIECE_BYTES, LARGE_PIECE_BYTES = 1 << 20, 8 << 20
+# In smaller ones the compiled reader is not worth while; in large ones what is done once per piece does not count.
+SMALL_PIECE_BYTES, LARGE_PIECE_BYTES = 2 << 20, 16 << 20
 # Archives that wait for being read, besides those that are being fetched.
 AHEAD: Final = 16
 DOWNLOADS: Final = 4
