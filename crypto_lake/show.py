@@ -54,7 +54,7 @@ def tables(found: pl.DataFrame, *, as_json: bool = False, title: str = "") -> No
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("layer", "table", "time span, UTC"):
         table.add_column(name, no_wrap=True)
-    for name in ("newest", "rows", "symbols", "gaps", "twice", "files", "size"):
+    for name in ("newest", "rows", "symbols", "gaps", "duplicates", "files", "size"):
         table.add_column(name, justify="right", no_wrap=True)
     above = None
     for row in found.iter_rows(named=True):
