@@ -62,6 +62,7 @@ def test_a_systemd_that_does_not_read_holds_nobody_up(systemd: socket.socket, mo
         ("soon", None, None),
         (None, None, None),
     ],
+    ids=["nobody's", "ours", "another's", "off", "empty", "no number", "not set"],
 )
 def test_the_watchdog_is_fed_at_half_its_time(
     allowed_us: str | None, pid: str | None, interval_s: float | None, monkeypatch: pytest.MonkeyPatch
