@@ -6,7 +6,7 @@ at and not believed: a file in another order is sorted first.
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 from typing import Any, Final, Self
@@ -30,7 +30,7 @@ from crypto_lake.models.quality import QUALITY
 from crypto_lake.models.rejected import REJECTED
 from crypto_lake.processors.compare import compare
 from crypto_lake.processors.decode import Refused
-from crypto_lake.processors.delimited import Layout, Misfit
+from crypto_lake.processors.delimited import REFUSED_AT_MOST, Layout, Misfit
 from crypto_lake.processors.quality import Checks
 from crypto_lake.processors.shape import Finding, finding_rows, rejected_rows, shape
 from crypto_lake.writers import CommitConflict, CommitFailed
@@ -46,8 +46,10 @@ PIECE_BYTES: Final = 16 << 20
 PAIRS: Final = (CRYPTO, FOREX)
 # A trade's id is its day's number times this, plus its place among the trades of its symbol in the file.
 TRADES_A_DAY: Final = 10**9
-# Rows in disorder are sorted, and replaced rows compared, some symbols at a time: about so many rows.
+# Rows in disorder are sorted some symbols at a time: about so many rows.
 BUCKET_ROWS: Final = 1_000_000
+# Replaced rows are compared so many at a time, old and new: side by side they have twice the columns.
+COMPARED_ROWS: Final = 250_000
 # Of rows that an exchange's own file says can not be, or that a replaced file changed, so many are told one by one.
 EXAMPLES: Final = 1000
 
@@ -93,6 +95,7 @@ class FlatTaken:
     refused: list[Refused] = field(default_factory=list)
     tests: int = 0  # of exchange test tickers, dropped
     symbols: int = 0
+    per_name: dict[str, int] = field(default_factory=dict)  # rows of each symbol or root, where some were asked for
     first_time: datetime | None = None
     last_time: datetime | None = None
     lost: list[Refused] = field(default_factory=list)  # of a replaced file, some of the rows that it has no more
@@ -120,7 +123,7 @@ def ingest_flat(
     it. `known` are the sums of files that the ledger has. Raises `Unfit` for a file that is not what it should be,
     `Gone`, `Stopped`, `CommitFailed`; nothing is in the table then, but maybe words about it.
     """
-    ordered = sorted(landed, key=lambda each: each.job.file.day)
+    ordered = sorted((_for_all(lake, each) for each in landed), key=lambda each: each.job.file.day)
     dataset = ordered[0].job.file.dataset
     mixed: set[str] = set()
     for _ in range(CONFLICTS + len(ordered)):
@@ -130,7 +133,9 @@ def ingest_flat(
             if _overlap(taken):
                 break
             _note(lake, dataset, taken, now)
-            enter_rows(lake, (_entry(each, now) for each in taken if not each.job.replaces), known)
+            # Of pairs the ledger knows which hours came out of a file: others of its symbols may have had more of them.
+            told_before = {} if _is_of_pairs(ordered[0].job.file) else known
+            enter_rows(lake, (_entry(each, now) for each in taken if not each.job.replaces), told_before)
             bulk.commit(list(_marks(taken)))
         except CommitConflict:
             continue
@@ -150,6 +155,27 @@ def ingest_flat(
     # What they add was looked for in the table, not in each other: one behind the other, then.
     how: Any = {"known": known, "now": now, "told": told, "piece_bytes": piece_bytes}
     return [done for each in ordered for done in ingest_flat(lake, [each], **how)]
+
+
+def _for_all(lake: Lake, landed: FlatLanded) -> FlatLanded:
+    """The same; of a file in another's place what anybody ever asked for is wanted, for the old rows all leave."""
+    job = landed.job
+    if not job.replaces or not job.symbols:
+        return landed
+    symbols = () if is_whole(lake, job.file) else tuple(sorted({*job.symbols, *_asked(lake, job.file)}))
+    return replace(landed, job=replace(job, symbols=symbols))
+
+
+def _asked(lake: Lake, file: FlatFile) -> set[str]:
+    """The symbols and roots of which certificates say that the file was taken for them."""
+    noted = lake.rows(COVERAGE, dataset=file.dataset.name, venue=file.kind.venue).drop_nulls("dump_sha256")
+    is_of_file = (pl.col("date") == file.day) & (pl.col("timeframe").fill_null("") == file.kind.timeframe)
+    return set(noted.filter(is_of_file, pl.col("symbol") != EVERY_SYMBOL)["symbol"])
+
+
+def _is_of_pairs(file: FlatFile) -> bool:
+    """Whether it has bars in whose window the files of the days around may have some, too."""
+    return file.dataset is BAR and file.kind.zone == "UTC"
 
 
 def _overlap(taken: Sequence[FlatTaken]) -> bool:
@@ -231,21 +257,27 @@ class _Reader:
         if self.dataset is BAR:
             words |= {"timeframe": self.kind.timeframe, "origin": self.kind.says["origin"]}
         self._words = words
+        # Among rows of the same words these say which is which; there may be millions.
+        self._key = [name for name in self.dataset.key if name not in words]
         self._says = [pl.lit(value).alias(name) for name, value in (words | dict(self.kind.says)).items()]
         self._checks = Checks(self.dataset)
         self._wanted = _wanted(landed.job.symbols, self.kind.venue)
         self._held: dict[date, pl.DataFrame] = {}
+        self._leaves: pl.Expr | None = None  # which rows a file in another's place takes out, if some may stay
+        self._unread = 0  # lines that are no rows
+        self._counted = ""  # symbol that was counted last: it may go on in the next piece
         self._last: tuple[str, int] = "", 0  # symbol of the row before, and how many of its rows there were
 
     def take(self, *, is_mixed: bool) -> FlatTaken:
         """Reads it to its end."""
         self.bulk.speak(**self._words)
-        replaced = self._replaced() if self.taken.job.replaces else []
+        replaced = self._replaced() if self.taken.job.replaces else None
         for frame, runs in self._sorted() if is_mixed else self._rising():
             self._add(frame, runs)
-        if not self.taken.rows and self.taken.refused:
-            raise Misfit(f"no line of {self.file.path} is a row: {self.taken.refused[0].reason}")
-        if replaced:
+        # Lines that nobody can read may be about symbols that nobody asked for.
+        if not self.taken.rows and len(self.taken.refused) > self._unread:
+            raise Misfit(f"no line of {self.file.path} is a row: {self.taken.refused[-1].reason}")
+        if replaced is not None:
             self._compare(replaced)
         return self.taken
 
@@ -258,6 +290,7 @@ class _Reader:
             layout = layout or Layout.of(self.dataset, self.kind, text)
             parsed = layout.parse(text)
             self._refuse(parsed.refused)
+            self._unread += len(parsed.refused)
             if parsed.frame.height:
                 frame, runs = self._of_wanted(parsed.frame)
                 if frame.height:
@@ -304,22 +337,30 @@ class _Reader:
             parts = sorted(folder.iterdir())
             # The folder's name is the file's, which may have letters that a pattern is made of.
             everything = pl.scan_ipc(parts) if parts else None
-            for low, high in _buckets(counts):
+            for low, high in _buckets(counts, BUCKET_ROWS):
                 assert everything is not None
-                some = everything.filter(pl.col("symbol").is_between(pl.lit(low), pl.lit(high))).collect()
-                once = self._each_once(some.sort(*self._order(some), maintain_order=True))
+                chosen = everything.filter(pl.col("symbol").is_between(pl.lit(low), pl.lit(high)))
+                # Texts that are chosen keep those of all the others in memory, until they are made anew.
+                some = chosen.with_columns(pl.selectors.string() + "").collect()
+                once = self._each_once(some.sort(*self._order(), maintain_order=True))
                 yield once, _Runs.of(once)
 
-    def _order(self, frame: pl.DataFrame) -> list[str]:
-        clocks = ("time", "sip_timestamp", "participant_timestamp", "sequence_number")
-        return ["symbol", *(name for name in clocks if name in frame.columns)]
+    def _order(self) -> list[str]:
+        """Trades stay in the order of the file, by which they are numbered."""
+        return ["symbol", "time"] if self.dataset is BAR else ["symbol"]
 
     def _each_once(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Of sorted bars the first one of each ticker and time."""
         if self.dataset is not BAR:
             return frame
-        once = frame.unique(["symbol", "time"], keep="first", maintain_order=True)
-        others = frame.unique(maintain_order=True).join(once, on=frame.columns, how="anti", nulls_equal=True)
+        is_again = pl.all_horizontal(pl.col(name) == pl.col(name).shift(1) for name in ("symbol", "time"))
+        again = frame.filter(is_again)
+        if again.is_empty():
+            return frame
+        once = frame.filter(is_again.not_().fill_null(value=True))
+        others = again.unique(maintain_order=True).join(once, on=frame.columns, how="anti", nulls_equal=True)
         reason = "another row of the file has the same ticker and time, and differs"
+        self._refuse_at_most(others.height, reason)
         self._refuse([(str(row).encode(), reason) for row in others.iter_rows(named=True)])
         return once
 
@@ -328,9 +369,8 @@ class _Reader:
     def _add(self, frame: pl.DataFrame, runs: "_Runs") -> None:
         """Rows that stand symbol by symbol."""
         frame = self._timed(frame)
-        clocks = _us_of(frame)
-        first, last = _moment(clocks.min()), _moment(clocks.max())
-        if not self.window[0] <= first <= last < self.window[1]:
+        span = _span(frame)
+        if span is None or not self.window[0] <= span[0] <= span[1] < self.window[1]:
             frame = self._in_window(frame)
             if frame.height:
                 self._add(frame, _Runs.of(frame))
@@ -340,8 +380,8 @@ class _Reader:
         if self.kind.venue == US_OPTIONS:
             frame = _split(frame, runs)
         rows = self._checked(shape(self.dataset, frame.with_columns(self._says)))
-        self._count(rows.height, len(runs.firsts), first, last)
-        for day, part in _by_day(rows, first, last):
+        self._count(rows, runs, *span)
+        for day, part in _by_day(rows, *span):
             fresh = self._unknown(day, part)
             self.taken.added += fresh.height
             self.bulk.add(day, fresh)
@@ -350,8 +390,8 @@ class _Reader:
         """With `time` out of the nanoseconds, and what the conditions of crypto trades say of the aggressor."""
         if "time" in frame.columns:
             return frame
-        clock = "sip_timestamp" if "sip_timestamp" in frame.columns else "participant_timestamp"
-        frame = frame.with_columns((pl.col(clock) // 1000).cast(TIME).alias("time"))
+        clocks = [name for name in ("sip_timestamp", "participant_timestamp") if name in frame.columns]
+        frame = frame.with_columns((pl.coalesce(clocks) // 1000).cast(TIME).alias("time"))
         if self.kind.venue != CRYPTO:
             return frame
         sides = {"1": True, "2": False}
@@ -360,11 +400,12 @@ class _Reader:
         )
 
     def _in_window(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Without the rows of other days, which are set aside."""
+        """Without the rows of other days and those without a time, which are set aside."""
         since, until = self.window
-        is_inside = (pl.col("time") >= since) & (pl.col("time") < until)
-        texts = frame.filter(~is_inside).write_ndjson().encode().splitlines()
-        self._refuse([(text, f"its time is not of {self.file.day}") for text in texts])
+        is_inside = ((pl.col("time") >= since) & (pl.col("time") < until)).fill_null(value=False)
+        outside, reason = frame.filter(~is_inside), f"its time is not of {self.file.day}"
+        self._refuse_at_most(outside.height, reason)
+        self._refuse([(text, reason) for text in outside.write_ndjson().encode().splitlines()])
         return frame.filter(is_inside)
 
     def _numbered(self, frame: pl.DataFrame, runs: "_Runs") -> pl.DataFrame:
@@ -403,28 +444,43 @@ class _Reader:
         ]
         self.taken.findings.append(finding_rows(self.dataset, told, found_us=self.now_us))
 
-    def _count(self, rows: int, symbols: int, first: datetime, last: datetime) -> None:
+    def _count(self, rows: pl.DataFrame, runs: "_Runs", first: datetime, last: datetime) -> None:
         taken = self.taken
-        taken.rows += rows
-        taken.symbols += symbols
+        taken.rows += rows.height
+        for column in ("symbol", "underlying") if taken.job.symbols else ():
+            for name, count in rows[column].drop_nulls().value_counts().iter_rows():
+                taken.per_name[name] = taken.per_name.get(name, 0) + count
+        taken.symbols += len(runs.symbols) - (runs.symbols[0] == self._counted)
+        self._counted = runs.symbols[-1]
         taken.first_time = first if taken.first_time is None else min(taken.first_time, first)
         taken.last_time = last if taken.last_time is None else max(taken.last_time, last)
 
     def _unknown(self, day: date, rows: pl.DataFrame) -> pl.DataFrame:
         """The rows whose key the table lacks: some symbols of the file may have been asked for before."""
-        if self.taken.job.replaces:
+        if self.taken.job.replaces and self._leaves is None:
             return rows
         if day not in self._held:
             since, until = self.window
             limits = {"above": since - TICK, "up_to": until - TICK} if self.dataset is BAR else self._ids()
             equals = {name: word for name, word in self._words.items() if name in (*self.dataset.key, "source")}
-            self._held[day] = self.bulk.held(day, self.dataset.key, **limits, **equals)
+            there = self.bulk.held(day, self._key, **limits, **equals)
+            self._held[day] = there if self._leaves is None else there.filter(~self._leaves)
         held = self._held[day]
-        return rows if held.is_empty() else rows.join(held, on=self.dataset.key, how="anti", maintain_order="left")
+        if held.is_empty():
+            return rows
+        # A join takes many times what it looks through.
+        low, high = (pl.lit(end) for end in (rows["symbol"].min(), rows["symbol"].max()))
+        near = held.filter(pl.col("symbol").is_between(low, high))
+        return rows.join(near, on=self._key, how="anti", maintain_order="left")
 
     def _ids(self) -> dict[str, int]:
         first = (self.file.day - EPOCH).days * TRADES_A_DAY
         return {"above": first, "up_to": first + TRADES_A_DAY - 1}
+
+    def _refuse_at_most(self, rows: int, reason: str) -> None:
+        """Raises `Misfit` if there would be too many: each is kept with its text, and only wrong files have so many."""
+        if len(self.taken.refused) + rows > REFUSED_AT_MOST:
+            raise Misfit(f"more than {REFUSED_AT_MOST} rows of {self.file.path} are set aside, the last ones: {reason}")
 
     def _refuse(self, lines: Iterable[tuple[bytes, str]]) -> None:
         self.taken.refused += [Refused(self.kind.venue, why, bytes(line), self.now_us) for line, why in lines]
@@ -433,29 +489,31 @@ class _Reader:
 
     def _replaced(self) -> list[pl.LazyFrame]:
         """What the table has of the file that was here before; it leaves with the commit."""
-        mine, days = _of_file(self.lake, self.file, self._words)
-        gone = self.bulk.replace(days, mine)
-        if not is_whole(self.lake, self.file):  # others than those that somebody wanted once are not wanted now
+        inside, days = _of_file(self.lake, self.file)
+        gone = self.bulk.replace(days, pl.all_horizontal(*_of_road(self._words), inside))
+        if _is_of_pairs(self.file):
+            self._leaves = inside
+        if self._wanted is not None:  # what leaves comes back, whoever wanted it
             held = [rows.select(pl.col("symbol").unique()).collect(engine="streaming")["symbol"] for rows in gone]
-            chosen = pl.col("symbol").is_in(sorted(set().union(*held)))
-            self._wanted = chosen if self._wanted is None else chosen | self._wanted
+            names = pl.Series(sorted(set().union(*held)), dtype=pl.String)
+            self._wanted |= pl.col("symbol").is_in(names.implode())
         return gone
 
     def _compare(self, old: list[pl.LazyFrame]) -> None:
         """What the new file says otherwise than the old one, some symbols at a time."""
-        new = self.bulk.written()
+        new, nothing = self.bulk.written(), pl.LazyFrame(schema=self.dataset.schema)
         counts: dict[str, int] = {}
         for rows in (*old, *new):
             per_symbol = rows.group_by("symbol").len().collect(engine="streaming")
             for symbol, count in per_symbol.iter_rows():
                 counts[symbol] = counts.get(symbol, 0) + count
-        for low, high in _buckets(counts):
+        for low, high in _buckets(counts, COMPARED_ROWS):
             between = pl.col("symbol").is_between(pl.lit(low), pl.lit(high))
             ours, theirs = (
-                pl.concat([rows.filter(between).select(*self.dataset.schema) for rows in side]).collect()
+                pl.concat([nothing, *(rows.filter(between).select(*self.dataset.schema) for rows in side)]).collect()
                 for side in (old, new)
             )
-            found = compare(self.dataset, ours, theirs)
+            found = compare(self.dataset, ours, theirs, is_same_road=True)
             self.taken.changed += found.only_ours.height + found.only_theirs.height + found.ours.height
             self._lose(pl.concat([found.only_ours, found.ours]))
 
@@ -478,19 +536,36 @@ def _window(file: FlatFile) -> tuple[datetime, datetime]:
     return begin.astimezone(UTC) - slack, end.astimezone(UTC) + slack
 
 
-def _of_file(lake: Lake, file: FlatFile, words: Mapping[str, str]) -> tuple[pl.Expr, list[date]]:
-    """Which rows of the table came out of the file that was here before, and on which days they are."""
-    of_road = [pl.col(name) == word for name, word in words.items()]
-    if file.dataset is not BAR:
-        since, until = _window(file)
-        is_of_day = pl.col("trade_id") // TRADES_A_DAY == (file.day - EPOCH).days
-        return pl.all_horizontal(*of_road, is_of_day), _days(since, until)
+def _of_road(words: Mapping[str, str]) -> list[pl.Expr]:
+    return [pl.col(name) == word for name, word in words.items()]
+
+
+def _of_file(lake: Lake, file: FlatFile) -> tuple[pl.Expr, list[date]]:
+    """Which rows of its road came out of the file that was here before, and on which days they are."""
+    if _is_of_pairs(file):
+        return _of_pairs(lake, file)
     since, until = _window(file)
-    if file.kind.zone == "UTC":  # the windows of two days overlap; what the old file had is known
-        before = lake.rows(DUMP_FILE, path=file.path, state=INGESTED).sort("state_time").drop_nulls("first_time")
-        since, until = before.row(-1, named=True)["first_time"], before.row(-1, named=True)["last_time"] + TICK
-    inside = (pl.col("time") >= since) & (pl.col("time") < until)
-    return pl.all_horizontal(*of_road, inside), _days(since, until)
+    if file.dataset is BAR:
+        return (pl.col("time") >= since) & (pl.col("time") < until), _days(since, until)
+    return pl.col("trade_id") // TRADES_A_DAY == (file.day - EPOCH).days, _days(since, until)
+
+
+def _of_pairs(lake: Lake, file: FlatFile) -> tuple[pl.Expr, list[date]]:
+    """The same where the windows of two days overlap: the hours that the ledger says the file had.
+
+    Of those that the file of a day beside it had, too, only the hours of its own day in UTC are its.
+    """
+    days = {FlatFile(file.folder, file.day + number * DAY).path: number for number in (-1, 0, 1)}
+    entries = lake.rows(DUMP_FILE, state=INGESTED).filter(pl.col("path").is_in(list(days))).drop_nulls("first_time")
+    spans = entries.group_by("path").agg(pl.col("first_time").min(), pl.col("last_time").max())
+    hours = {days[path]: (first, last) for path, first, last in spans.iter_rows()}
+    if 0 not in hours:
+        return pl.lit(value=False), []
+    first, last = hours.pop(0)
+    time = pl.col("time")
+    is_beside = pl.any_horizontal(pl.lit(value=False), *(time.is_between(*span) for span in hours.values()))
+    inside = time.is_between(first, last) & (~is_beside | (time.dt.date() == file.day))
+    return inside, _days(first, last + TICK)
 
 
 def _days(since: datetime, until: datetime) -> list[date]:
@@ -535,6 +610,14 @@ def _us_of(frame: pl.DataFrame) -> npt.NDArray[np.int64]:
     return frame["time"].to_physical().to_numpy()
 
 
+def _span(frame: pl.DataFrame) -> tuple[datetime, datetime] | None:
+    """The first and the last time; None if a row has none."""
+    if frame["time"].null_count():
+        return None
+    clocks = _us_of(frame)
+    return _moment(clocks.min()), _moment(clocks.max())
+
+
 def _moment(since_us: np.int64) -> datetime:
     return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=int(since_us))
 
@@ -571,13 +654,13 @@ def _split(options: pl.DataFrame, runs: _Runs) -> pl.DataFrame:
     return options.hstack(split[np.repeat(np.arange(len(runs.firsts)), runs.lengths)])
 
 
-def _buckets(counts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+def _buckets(counts: Mapping[str, int], most_rows: int) -> Iterator[tuple[str, str]]:
     """The symbols in stretches of about so many rows: the first one and the last one of each."""
     first, rows = None, 0
     ordered = sorted(counts)
     for symbol in ordered:
         first, rows = first or symbol, rows + counts[symbol]
-        if rows >= BUCKET_ROWS or symbol == ordered[-1]:
+        if rows >= most_rows or symbol == ordered[-1]:
             yield first, symbol
             first, rows = None, 0
 
@@ -614,16 +697,18 @@ def _note(lake: Lake, dataset: Dataset, taken: Sequence[FlatTaken], now: datetim
     for each in taken:
         # Other symbols of the same file are other words.
         whose = f"/{zlib.crc32(','.join(each.job.symbols).encode()):08x}" if each.job.symbols else ""
-        guard = {f"flatfile/{each.job.path}{whose}": int(each.landed.fetched.sha256[:15], 16)}
+        # And so are those of a content that comes back; the ledger counts the files that were in this place.
+        turn = lake.rows(DUMP_FILE, path=each.job.path, state=INGESTED).height if each.job.replaces else 0
+        guard = {f"flatfile/{each.job.path}{whose}": int(each.landed.fetched.sha256[:15], 16) + turn}
         lake.append_once(REJECTED, rejected_rows(dataset, [*each.refused, *each.lost]), guard)
         changed = finding_rows(dataset, list(_replacement(each)), found_us=now_us)
         lake.append_once(QUALITY, pl.concat([changed, *each.findings]), guard)
 
 
 def _replacement(taken: FlatTaken) -> Iterator[Finding]:
-    if taken.job.replaces and taken.first_time and taken.last_time:
-        kind = taken.job.file.kind
-        span = _us(taken.first_time), _us(taken.last_time)
+    if taken.job.replaces:
+        kind, (since, until) = taken.job.file.kind, _window(taken.job.file)
+        span = _us(taken.first_time or since), _us(taken.last_time or until - TICK)
         yield Finding(kind.venue, EVERY_SYMBOL, FILE_REPLACED, "warn", *span, float(taken.changed), 0.0)
 
 
@@ -647,9 +732,13 @@ def _entry(taken: FlatTaken, now: datetime) -> dict[str, Any]:
 
 
 def _certificate(taken: FlatTaken, now: datetime) -> pl.DataFrame:
-    job, sha256 = taken.job, taken.landed.fetched.sha256
-    return certificate(
-        job.file, job.symbols, now=now, rows=taken.rows, sha256=sha256, dump_rows=taken.rows, refused=len(taken.refused)
+    job, venue = taken.job, taken.job.file.kind.venue
+    rows: dict[tuple[str, ...], int] = {
+        (name,): taken.per_name.get(symbol_of(venue, name), 0) for name in job.symbols
+    } or {(): taken.rows}
+    says: Any = {"now": now, "sha256": taken.landed.fetched.sha256, "refused": len(taken.refused)}
+    return pl.concat(
+        [certificate(job.file, names, rows=count, dump_rows=count, **says) for names, count in rows.items()]
     )
 
 
@@ -691,8 +780,8 @@ def certificate(
 def _recounted(lake: Lake, file: FlatFile, entry: Mapping[str, Any], now: datetime) -> pl.DataFrame:
     words = {"venue": file.kind.venue, "source": SOURCE}
     words |= {"timeframe": file.kind.timeframe} if file.dataset is BAR else {}
-    mine, days = _of_file(lake, file, words)
-    rows = Bulk(lake, file.dataset).count(days, mine)
+    inside, days = _of_file(lake, file)
+    rows = Bulk(lake, file.dataset).count(days, pl.all_horizontal(*_of_road(words), inside))
     return certificate(
         file,
         (),

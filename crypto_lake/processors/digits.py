@@ -46,7 +46,7 @@ NO_NUMBER: Final = 0x7FF8 << 48
 I8, I64, F64 = ir.IntType(8), ir.IntType(64), ir.DoubleType()
 # A value (its bits), and where the next field begins; 0 if something is unusual.
 FOUND: Final = ir.LiteralStructType([I64, I64])
-COMMA, NEWLINE, POINT, MINUS, ZERO, QUOTE = b',\n.-0"'
+COMMA, NEWLINE, RETURN, POINT, MINUS, ZERO, QUOTE = b',\n\r.-0"'
 # Eight bytes that are the same.
 ONES: Final = 0x0101010101010101
 ZEROS: Final = ZERO * ONES
@@ -588,6 +588,8 @@ class _Line:
         function.build.branch(done)
         function.build.position_at_end(other)
         self.call("text", end)
+        if end == NEWLINE:  # of a line's end with two letters the first one is no part of the text
+            self.go_on_if(function.byte(self.position.get() - 2).differs(RETURN))
         seen.begin.set(position)
         seen.length.set(self.position.get() - position - 1)
         seen.value.set(self.value.get())

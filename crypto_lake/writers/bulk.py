@@ -297,7 +297,8 @@ class Bulk:
             if not paths:
                 noted = marked(self._table, [mark.app for mark in marks])
                 landed = all(noted[mark.app] & mark.days == mark.days for mark in marks)
-        except STORE_ERRORS as again:
+        except (*STORE_ERRORS, CommitFailed) as again:
+            self._parts, self._moved = {}, []  # maybe a commit names them; if none does, a full vacuum takes them
             raise CommitUnknown(f"{self.dataset.name}: {reason(error)}; and then: {reason(again)}") from error
         if not landed and not isinstance(error, CommitFailedError):
             raise CommitFailed(f"{self.dataset.name}: {reason(error)}") from error

@@ -261,11 +261,12 @@ def test_two_files_of_pairs_that_have_a_minute_in_common_have_it_once(desk: Desk
 @pytest.mark.parametrize("piece_bytes", [200, 5000, 1 << 20])
 def test_the_pieces_a_file_is_read_in_change_nothing(piece_bytes: int, desk: Desk) -> None:
     tickers = [f"T{number:03}" for number in range(60)]
-    desk.take(desk.land(STOCKS_MINUTE, DAY, minutes(tickers, hours=range(5, 19))), piece_bytes=piece_bytes)
+    (taken,) = desk.take(desk.land(STOCKS_MINUTE, DAY, minutes(tickers, hours=range(5, 19))), piece_bytes=piece_bytes)
     bars = desk.bars()
     assert bars.height == 60 * 14
     assert bars.select("symbol", "time").n_unique() == 60 * 14
     assert desk.table("coverage")["rows"].to_list() == [60 * 14]
+    assert taken.symbols == 60
 
 
 @pytest.mark.parametrize(
@@ -327,6 +328,14 @@ def test_a_row_of_another_day_is_set_aside(desk: Desk) -> None:
     assert desk.table("rejected")["reason"].to_list() == ["its time is not of 2026-05-22"]
 
 
+def test_a_file_with_too_many_rows_of_another_day_is_another_file(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crypto_lake.backfill.flat.REFUSED_AT_MOST", 5)
+    rows = [*minutes(["A"]), *minutes(["B", "C"], DAY + timedelta(days=1))[1:]]
+    with pytest.raises(Unfit, match=r"more than 5 rows .* are set aside"):
+        desk.take(desk.land(STOCKS_MINUTE, DAY, rows))
+    assert desk.table("rejected").is_empty()
+
+
 def test_a_bar_that_cannot_be_is_told_and_stays(desk: Desk) -> None:
     at = new_york(DAY, 10)
     desk.take(desk.land(STOCKS_MINUTE, DAY, [AGGS, f"A,100,10,12,11,9,{ns(at)},7", line("B", at)]))
@@ -384,11 +393,22 @@ def test_some_symbols_first_and_all_of_them_later_are_each_there_once(desk: Desk
     lines = minutes(["A", "B", "C", "a"])
     desk.take(desk.land(STOCKS_MINUTE, DAY, lines, symbols=("B", "a", "NONE")))
     assert desk.bars()["symbol"].unique().sort().to_list() == ["B", "a"]
-    assert sorted(desk.table("coverage")["symbol"]) == ["B", "NONE", "a"]
+    assert sorted(desk.table("coverage").select("symbol", "rows", "verdict").rows()) == [
+        ("B", 3, "complete"),
+        ("NONE", 0, "complete"),
+        ("a", 3, "complete"),
+    ]
     (taken,) = desk.take(desk.land(STOCKS_MINUTE, DAY, lines))
     assert (taken.rows, taken.added) == (12, 6)
     bars = desk.bars()
     assert (bars.height, bars.select("symbol", "time").n_unique()) == (12, 12)
+
+
+def test_a_symbol_without_a_row_in_a_file_with_a_bad_line_is_no_reason_to_put_the_file_aside(desk: Desk) -> None:
+    bad = f"A,100,10,x,11,9,{ns(new_york(DAY, 12))},7"
+    (taken,) = desk.take(desk.land(STOCKS_MINUTE, DAY, [*minutes(["A"]), bad], symbols=("B",)))
+    assert (taken.rows, len(taken.refused)) == (0, 1)
+    assert desk.table("coverage").select("symbol", "rows", "verdict").rows() == [("B", 0, "incomplete")]
 
 
 def test_a_certificate_that_a_crash_left_out_is_made_up_for_by_counting(desk: Desk) -> None:
@@ -447,6 +467,96 @@ def test_of_a_replaced_file_only_symbols_that_were_wanted_come_back(desk: Desk) 
     desk.take(desk.land(STOCKS_MINUTE, DAY, lines, symbols=("A",)))
     desk.take(desk.land(STOCKS_MINUTE, DAY, lines, symbols=("B",), replaces=True))
     assert desk.bars()["symbol"].unique().sort().to_list() == ["A", "B"]
+
+
+def test_a_file_replaced_before_all_of_it_was_wanted_comes_whole(desk: Desk) -> None:
+    desk.take(desk.land(STOCKS_MINUTE, DAY, minutes(["A", "B"]), symbols=("A",)))
+    desk.take(desk.land(STOCKS_MINUTE, DAY, minutes(["A", "B", "C"]), replaces=True))
+    assert desk.bars()["symbol"].unique().sort().to_list() == ["A", "B", "C"]
+    assert ("*", 9) in desk.table("coverage").select("symbol", "rows").rows()
+
+
+def test_a_file_replaced_before_any_of_its_rows_came_is_taken_like_any_other(desk: Desk) -> None:
+    (taken,) = desk.take(desk.land(STOCKS_MINUTE, DAY, minutes(["A", "B"]), replaces=True))
+    assert (desk.bars().height, taken.added, taken.changed) == (6, 6, 6)
+
+
+def test_a_replaced_file_of_which_all_is_here_comes_back_whole_whoever_asks(desk: Desk) -> None:
+    desk.take(desk.land(STOCKS_MINUTE, DAY, minutes(["A", "B"])))
+    desk.take(desk.land(STOCKS_MINUTE, DAY, minutes(["A", "B", "C"]), symbols=("B",), replaces=True))
+    assert desk.bars()["symbol"].unique().sort().to_list() == ["A", "B", "C"]
+    assert desk.table("coverage").filter(rows=9)["symbol"].to_list() == ["*"]
+
+
+def test_of_a_replaced_file_everybody_gets_what_is_new(desk: Desk) -> None:
+    contracts = [f"O:{root}260618C00{strike}000" for root in "AB" for strike in (100, 200)]
+    desk.take(desk.land(OPTIONS_MINUTE, DAY, minutes(contracts[::2]), symbols=("A",)))
+    desk.take(desk.land(OPTIONS_MINUTE, DAY, minutes(contracts), symbols=(contracts[2],), replaces=True))
+    assert desk.bars()["symbol"].unique().sort().to_list() == contracts[:3]
+    newest = desk.table("coverage").sort("checked_time").unique("symbol", keep="last")
+    assert sorted(newest.select("symbol", "rows").rows()) == [("A", 6), (contracts[2], 3)]
+
+
+def test_a_replacement_without_rows_takes_all_of_them_out_and_says_so(desk: Desk) -> None:
+    desk.take(desk.land(STOCKS_MINUTE, DAY, minutes(["A"])))
+    (taken,) = desk.take(desk.land(STOCKS_MINUTE, DAY, [AGGS], replaces=True))
+    assert (desk.bars().height, taken.changed) == (0, 3)
+    found = desk.table("quality").filter(pl.col("check") == "file_replaced")
+    assert found.select("observed", "first_time").rows() == [(3.0, new_york(DAY).astimezone(UTC))]
+    assert desk.table("rejected").height == 3
+
+
+def test_a_value_that_a_replaced_file_lacks_is_a_change(desk: Desk) -> None:
+    whole = line("A", new_york(DAY, 10))
+    desk.take(desk.land(STOCKS_MINUTE, DAY, [AGGS, whole]))
+    (taken,) = desk.take(desk.land(STOCKS_MINUTE, DAY, [AGGS, whole.removesuffix("7")], replaces=True))
+    assert (taken.changed, desk.bars()["count"].to_list()) == (1, [None])
+
+
+def test_what_is_lost_when_the_first_content_comes_back_is_kept_too(desk: Desk) -> None:
+    bad = f"A,100,10,x,11,9,{ns(new_york(DAY, 12))},7"
+    desk.take(desk.land(STOCKS_MINUTE, DAY, [*minutes(["A"]), bad]))
+    desk.take(desk.land(STOCKS_MINUTE, DAY, minutes(["A", "B"]), replaces=True))
+    desk.take(desk.land(STOCKS_MINUTE, DAY, [*minutes(["A"]), bad], replaces=True))
+    assert desk.bars()["symbol"].to_list() == ["A", "A", "A"]
+    assert desk.table("rejected")["reason"].str.contains("replaced upstream").sum() == 3
+
+
+PAIRS_MINUTE, PAIRS_DAY = "global_crypto/minute_aggs_v1", date(2026, 5, 22)
+
+
+def pairs(first: int, behind: int, ticker: str = "X:BTCUSD") -> list[str]:
+    """Minutes of a pair, counted from midnight of `PAIRS_DAY`."""
+    midnight = datetime(2026, 5, 22, tzinfo=UTC)
+    return [line(ticker, midnight + timedelta(minutes=number)) for number in range(first, behind)]
+
+
+def test_a_replaced_file_of_pairs_replaces_the_rows_of_all_who_asked(desk: Desk) -> None:
+    lines = [AGGS, *pairs(0, 50), *pairs(20, 22, "X:FOOUSD")]
+    rare = desk.land(PAIRS_MINUTE, PAIRS_DAY, lines, symbols=("X:FOOUSD",))
+    desk.take(rare)
+    busy = FlatLanded(replace(rare.job, symbols=("X:BTCUSD",)), rare.fetched)
+    known = {rare.job.path: rare.fetched.sha256}
+    ingest_flat(desk.lake, [busy], known=known, now=NOW, told=Told())
+    desk.take(desk.land(PAIRS_MINUTE, PAIRS_DAY, lines[:-1], symbols=("X:BTCUSD",), replaces=True))
+    bars = desk.bars()
+    assert (bars.height, bars.select("symbol", "time").n_unique()) == (51, 51)
+
+
+def test_a_replaced_file_of_pairs_of_which_there_was_no_row_is_taken(desk: Desk) -> None:
+    desk.take(desk.land(PAIRS_MINUTE, PAIRS_DAY, [AGGS, *pairs(0, 3)], symbols=("X:NONE",)))
+    desk.take(desk.land(PAIRS_MINUTE, PAIRS_DAY, [AGGS, *pairs(0, 3), *pairs(0, 1, "X:NONE")], replaces=True))
+    assert desk.bars().height == 4
+
+
+def test_a_replaced_file_of_pairs_leaves_the_minutes_of_the_day_beside_it(desk: Desk) -> None:
+    before = PAIRS_DAY - timedelta(days=1)
+    desk.take(desk.land(PAIRS_MINUTE, before, [AGGS, *pairs(-5, 0)]))
+    desk.take(desk.land(PAIRS_MINUTE, PAIRS_DAY, [AGGS, *pairs(0, 5)]))
+    for behind in (2, -1):
+        desk.take(desk.land(PAIRS_MINUTE, before, [AGGS, *pairs(-5, behind)], replaces=True))
+        bars = desk.bars()
+        assert (bars.height, bars["time"].n_unique()) == (min(behind, 0) + 10, min(behind, 0) + 10)
 
 
 # Options
@@ -542,11 +652,31 @@ def test_trades_of_the_same_nanosecond_are_all_kept_in_the_order_of_the_file(des
     assert trades["strike"].to_list() == [100.0] * 3
 
 
-def test_trades_whose_tickers_do_not_stand_together_are_sorted_by_time(desk: Desk) -> None:
+def test_trades_whose_tickers_do_not_stand_together_are_numbered_in_the_order_of_the_file(desk: Desk) -> None:
     at = ns(new_york(DAY, 10))
     lines = [trade("B", at + 2, 1), trade("A", at + 9, 2), trade("B", at + 1, 3), trade("A", at + 8, 1)]
     desk.take(desk.land("us_stocks_sip/trades_v1", DAY, [STOCK_TRADES, *lines]))
-    assert desk.trades().select("symbol", "sequence_number").rows() == [("A", 1), ("A", 2), ("B", 3), ("B", 1)]
+    assert desk.trades().select("symbol", "sequence_number").rows() == [("A", 2), ("A", 1), ("B", 1), ("B", 3)]
+
+
+def test_trades_have_one_number_whether_some_or_all_were_asked_for(desk: Desk) -> None:
+    monday, folder = date(2026, 1, 12), "us_stocks_sip/trades_v1"
+    evening, afternoon = ns(new_york(monday, 19, 30)), ns(new_york(monday, 15))  # the evening is on Tuesday in UTC
+    lines = [STOCK_TRADES, trade("B", afternoon, 9), trade("A", evening, 2), trade("A", afternoon, 1)]
+    desk.take(desk.land(folder, monday, lines, symbols=("A",)))
+    desk.take(desk.land(folder, monday, lines))
+    assert desk.trades().select("symbol", "sequence_number").rows() == [("A", 2), ("A", 1), ("B", 9)]
+
+
+def test_a_trade_that_did_not_come_by_the_sip_has_the_time_of_its_exchange_and_without_any_it_is_none(
+    desk: Desk,
+) -> None:
+    at = ns(new_york(DAY, 10))
+    unseen = trade("A", at, 2).replace(f",{at},", ",,")
+    lines = [trade("A", at, 1), unseen, unseen.replace(f",{at - 7},", ",,")]
+    (taken,) = desk.take(desk.land("us_stocks_sip/trades_v1", DAY, [STOCK_TRADES, *lines]))
+    assert desk.trades()["time"].to_list() == [new_york(DAY, 10), new_york(DAY, 10) - timedelta(microseconds=1)]
+    assert [each.reason for each in taken.refused] == ["its time is not of 2026-05-22"]
 
 
 def test_of_crypto_trades_a_condition_says_who_was_the_aggressor(desk: Desk) -> None:

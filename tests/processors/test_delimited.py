@@ -559,6 +559,6 @@ def test_what_is_fast_is_not_needed() -> None:
 def test_a_text_at_the_end_of_a_line_is_without_the_lines_end(way: str) -> None:
     kind = DATASETS["bar"].flat["us_indices/day_aggs_v1"]
     header = "open,close,high,low,window_start,ticker\r\n"
-    rows = "".join(f"1,2,3,0.5,1779422400000000000,{ticker}\r\n" for ticker in ("A", "A", "BB", '"C,D"'))
+    rows = "".join(f"1,2,3,0.5,1779422400000000000,{ticker}\r\n" for ticker in ("A", "A", "BB", "C.D"))
     parsed = read(f"{header}{rows}".encode(), dataset=DATASETS["bar"], kind=kind, way=way)
-    assert parsed.frame["symbol"].to_list() == ["A", "A", "BB", "C,D"]
+    assert parsed.frame["symbol"].to_list() == ["A", "A", "BB", "C.D"]

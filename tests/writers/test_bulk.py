@@ -16,7 +16,7 @@ from crypto_lake.processors.shape import shape
 from crypto_lake.query.findings import Findings
 from crypto_lake.query.quick import look
 from crypto_lake.query.source import find
-from crypto_lake.writers import CommitConflict
+from crypto_lake.writers import CommitConflict, CommitUnknown
 from crypto_lake.writers.bulk import Bulk, Mark, marked
 from crypto_lake.writers.delta import Lake
 from crypto_lake.writers.maintenance import compact, sort_day, unsorted_days
@@ -317,3 +317,22 @@ def test_files_that_somebody_else_moved_meanwhile_are_not_replaced(lake: Lake) -
         made.commit([])
     made.discard()
     assert held_bars(lake).equals(bars("A", "B").select(*BAR.schema))
+
+
+def test_files_of_a_commit_of_which_nobody_knows_whether_it_landed_stay(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = bulk(lake, (DAY, trades(1, 10)))
+    commit, log = made._commit, Path(lake.root, "agg_trade", "_delta_log")
+
+    def lands_unheard(*given: Any) -> None:
+        commit(*given)
+        log.rename(log.with_name("away"))
+        raise OSError("the answer was lost")
+
+    monkeypatch.setattr(made, "_commit", lands_unheard)
+    with pytest.raises(CommitUnknown):
+        made.commit([])
+    log.with_name("away").rename(log)
+    made.discard()
+    assert held(lake).equals(trades(1, 10))
