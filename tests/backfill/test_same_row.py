@@ -16,6 +16,8 @@ from crypto_lake.config import COIN_M, FUTURES, SPOT, load
 from crypto_lake.journal import FRAME, RESPONSE, Journal
 from crypto_lake.models import DATASETS, Dataset
 from crypto_lake.models.bucket import MARKETS
+from crypto_lake.models.dataset import OPTION_COLUMNS
+from crypto_lake.models.trade import TRADE
 from crypto_lake.query import read
 from crypto_lake.services.drain import Drain
 from crypto_lake.simulator import Dumps, GeneratedMarket, Simulator
@@ -39,8 +41,19 @@ UNKNOWN: Mapping[tuple[str, str], set[str]] = {
     ("book_ticker", "dump"): set(),
     ("liquidation", "dump"): {"event_time"},
 }
+# Only venues of flat files say these of a trade.
+OF_FLAT_FILES = {name for kind in TRADE.flat.values() for name in kind.columns.values()} - {
+    "symbol",
+    "price",
+    "quantity",
+}
+OF_FLAT_FILES |= {column.name for column in OPTION_COLUMNS}
 # Spot has no trades that are hidden from its own streams, so no road has a word for the others there.
-NEVER_TOLD = {("agg_trade", SPOT): {"quantity_without_rpi"}}
+NEVER_TOLD = {
+    ("agg_trade", SPOT): {"quantity_without_rpi"},
+    ("trade", FUTURES): OF_FLAT_FILES,
+    ("trade", SPOT): OF_FLAT_FILES,
+}
 
 
 def roads(dataset: Dataset, venue: str) -> set[str]:
