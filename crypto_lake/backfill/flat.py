@@ -126,6 +126,8 @@ def ingest_flat(
     ordered = sorted((_for_all(lake, each) for each in landed), key=lambda each: each.job.file.day)
     dataset = ordered[0].job.file.dataset
     mixed: set[str] = set()
+    # Of pairs the ledger knows which hours came out of a file: others of its symbols may have had more of them.
+    told_before = {} if _is_of_pairs(ordered[0].job.file) else dict(known)
     for _ in range(CONFLICTS + len(ordered)):
         bulk = Bulk(lake, dataset, silent=_silent(ordered[0].job.file))
         try:
@@ -133,9 +135,8 @@ def ingest_flat(
             if _overlap(taken):
                 break
             _note(lake, dataset, taken, now)
-            # Of pairs the ledger knows which hours came out of a file: others of its symbols may have had more of them.
-            told_before = {} if _is_of_pairs(ordered[0].job.file) else known
-            enter_rows(lake, (_entry(each, now) for each in taken if not each.job.replaces), told_before)
+            fresh = (_entry(each, now) for each in taken if not each.job.replaces)
+            told_before.update(enter_rows(lake, fresh, told_before))
             bulk.commit(list(_marks(taken)))
         except CommitConflict:
             continue
@@ -697,19 +698,22 @@ def _note(lake: Lake, dataset: Dataset, taken: Sequence[FlatTaken], now: datetim
     for each in taken:
         # Other symbols of the same file are other words.
         whose = f"/{zlib.crc32(','.join(each.job.symbols).encode()):08x}" if each.job.symbols else ""
-        # And so are those of a content that comes back; the ledger counts the files that were in this place.
-        turn = lake.rows(DUMP_FILE, path=each.job.path, state=INGESTED).height if each.job.replaces else 0
-        guard = {f"flatfile/{each.job.path}{whose}": int(each.landed.fetched.sha256[:15], 16) + turn}
-        lake.append_once(REJECTED, rejected_rows(dataset, [*each.refused, *each.lost]), guard)
-        changed = finding_rows(dataset, list(_replacement(each)), found_us=now_us)
-        lake.append_once(QUALITY, pl.concat([changed, *each.findings]), guard)
+        content = int(each.landed.fetched.sha256[:15], 16)
+        guard = {f"flatfile/{each.job.path}{whose}": content}
+        lake.append_once(REJECTED, rejected_rows(dataset, each.refused), guard)
+        lake.append_once(QUALITY, pl.concat([finding_rows(dataset, [], found_us=now_us), *each.findings]), guard)
+        if each.changed:
+            # A content may come back; the ledger counts the files that were in this place.
+            turn = lake.rows(DUMP_FILE, path=each.job.path, state=INGESTED).height
+            guard = {f"flatfile/{each.job.path}/replaced": content + turn}
+            lake.append_once(REJECTED, rejected_rows(dataset, each.lost), guard)
+            lake.append_once(QUALITY, finding_rows(dataset, [_replacement(each)], found_us=now_us), guard)
 
 
-def _replacement(taken: FlatTaken) -> Iterator[Finding]:
-    if taken.job.replaces:
-        kind, (since, until) = taken.job.file.kind, _window(taken.job.file)
-        span = _us(taken.first_time or since), _us(taken.last_time or until - TICK)
-        yield Finding(kind.venue, EVERY_SYMBOL, FILE_REPLACED, "warn", *span, float(taken.changed), 0.0)
+def _replacement(taken: FlatTaken) -> Finding:
+    kind, (since, until) = taken.job.file.kind, _window(taken.job.file)
+    span = _us(taken.first_time or since), _us(taken.last_time or until - TICK)
+    return Finding(kind.venue, EVERY_SYMBOL, FILE_REPLACED, "warn", *span, float(taken.changed), 0.0)
 
 
 def _entry(taken: FlatTaken, now: datetime) -> dict[str, Any]:

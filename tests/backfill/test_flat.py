@@ -710,3 +710,5 @@ def test_somebody_elses_bars_of_the_same_day_do_not_disturb_and_the_same_ones_ar
     assert (bars.height, bars.select("symbol", "time").n_unique()) == (6, 6)
     assert desk.bars(timeframe="1d").height == 1
     assert taken.added == 3
+    entries = desk.table("dump_file").select("path", "state_time")
+    assert entries.height == entries.n_unique() == 3
