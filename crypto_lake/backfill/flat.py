@@ -129,12 +129,13 @@ def ingest_flat(
     # Of pairs the ledger knows which hours came out of a file: others of its symbols may have had more of them.
     told_before = {} if _is_of_pairs(ordered[0].job.file) else dict(known)
     for _ in range(CONFLICTS + len(ordered)):
+        turns = _turns(lake, ordered)
         bulk = Bulk(lake, dataset, silent=_silent(ordered[0].job.file))
         try:
             taken = [_taken(bulk, lake, each, now, told, piece_bytes, mixed) for each in ordered]
             if _overlap(taken):
                 break
-            _note(lake, dataset, taken, now)
+            _note(lake, dataset, taken, turns, now)
             fresh = (_entry(each, now) for each in taken if not each.job.replaces)
             told_before.update(enter_rows(lake, fresh, told_before))
             bulk.commit(list(_marks(taken)))
@@ -692,7 +693,19 @@ def _marks(taken: Iterable[FlatTaken]) -> Iterator[Mark]:
         yield Mark(app, bits(found))
 
 
-def _note(lake: Lake, dataset: Dataset, taken: Sequence[FlatTaken], now: datetime) -> None:
+def _turns(lake: Lake, landed: Sequence[FlatLanded]) -> dict[str, int]:
+    """How many files were in the place of each that replaces one: a content may come back.
+
+    Counted before the table is looked at: who is beaten to it by another one says what that one said, and so nothing.
+    """
+    paths = [each.job.path for each in landed if each.job.replaces]
+    if not paths:
+        return {}
+    known = lake.rows(DUMP_FILE, state=INGESTED).filter(pl.col("path").is_in(paths))
+    return dict(known.group_by("path").len().iter_rows())
+
+
+def _note(lake: Lake, dataset: Dataset, taken: Sequence[FlatTaken], turns: Mapping[str, int], now: datetime) -> None:
     """What is said beside the rows is written before them: whoever finds a day marked finds these words too."""
     now_us = int(now.timestamp() * 1e6)
     for each in taken:
@@ -703,9 +716,7 @@ def _note(lake: Lake, dataset: Dataset, taken: Sequence[FlatTaken], now: datetim
         lake.append_once(REJECTED, rejected_rows(dataset, each.refused), guard)
         lake.append_once(QUALITY, pl.concat([finding_rows(dataset, [], found_us=now_us), *each.findings]), guard)
         if each.changed:
-            # A content may come back; the ledger counts the files that were in this place.
-            turn = lake.rows(DUMP_FILE, path=each.job.path, state=INGESTED).height
-            guard = {f"flatfile/{each.job.path}/replaced": content + turn}
+            guard = {f"flatfile/{each.job.path}/replaced": content + turns.get(each.job.path, 0)}
             lake.append_once(REJECTED, rejected_rows(dataset, each.lost), guard)
             lake.append_once(QUALITY, finding_rows(dataset, [_replacement(each)], found_us=now_us), guard)
 
