@@ -22,7 +22,7 @@ from benchmarks.report import Findings, Line
 from crypto_lake.models.flatfile import FlatFile
 from crypto_lake.simulator.flatfiles import FlatMarket
 
-ROWS, FEW_ROWS, OPTION_ROWS = 2_000_000, 100_000, 50_000_000
+ROWS, FEW_ROWS, OPTION_ROWS = 2_000_000, 500_000, 50_000_000
 RUNS: Final = 3
 CONTENDERS: Final = ("ours", "ours-plain", "polars", "duckdb")
 STOCKS, OPTIONS = "us_stocks_sip/minute_aggs_v1", "us_options_opra/minute_aggs_v1"

@@ -26,6 +26,7 @@ from crypto_lake.backfill.plan import Absent
 from crypto_lake.config import Settings
 from crypto_lake.connections import SourceError
 from crypto_lake.connections.objects import Fetched, discard
+from crypto_lake.connections.part import disk
 from crypto_lake.models import Dataset
 from crypto_lake.models.dump_file import DUMP_FILE, INGESTED, QUARANTINED
 from crypto_lake.writers.delta import Lake
@@ -236,7 +237,8 @@ class Flow(Generic[JobT, LandedT, TakenT]):
         """These go when the block has ended well; should we be killed in it, the next one to `sweep` sees to that."""
         marks = [] if self._keep_archives else [each.with_name(each.name + GOING) for each in archives]
         for mark in marks:
-            with contextlib.suppress(FileNotFoundError):  # another backfill has removed it, and its folder
+            # Another backfill has removed it, and its folder; or the disk is full, and what goes makes room.
+            with contextlib.suppress(OSError):
                 mark.touch()
         try:
             yield
@@ -367,12 +369,13 @@ class Flow(Generic[JobT, LandedT, TakenT]):
         self.progress.done(path, QUARANTINED, reason)
 
     def _quarantine(self, path: str) -> Path | None:
-        """Where it is put; None if there is nothing to put aside."""
+        """Where it is put; None if there is nothing to put aside. Raises `ConfigError`."""
         place, target = self.place(path), self._aside / path
         if not place.exists():
             return None
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(place, target)
+        with disk(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(place, target)
         discard(place)
         return target
 

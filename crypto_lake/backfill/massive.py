@@ -143,8 +143,9 @@ class _Run:
         """Month by month; a month of which nothing is to be asked is not listed."""
         for month in self.wanted.months:
             days = self.wanted.days(month)
-            is_left = any(day in self._sessions and day in self._lacks for day in days)
             is_held = any(FlatFile(self.wanted.folder, day).path in self._entries for day in days)
+            # Where nothing is known yet the calendar does not know best: currencies have files of Sundays.
+            is_left = any(day in self._lacks and (day in self._sessions or not is_held) for day in days)
             if not self._is_refused and (is_left or (recheck and is_held)):
                 for job in await self._of_month(days, await self._listed(month), recheck=recheck):
                     yield job

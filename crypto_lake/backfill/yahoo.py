@@ -10,12 +10,13 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import polars as pl
 import structlog
 
 from crypto_lake.backfill.flow import TOGETHER_DAYS, Progress, Wrong, unless
+from crypto_lake.backfill.settle import settle
 from crypto_lake.config import ConfigError, Settings, nearest
 from crypto_lake.connections import SourceError
 from crypto_lake.connections.rest import PATIENCE_S, Answer
@@ -25,13 +26,14 @@ from crypto_lake.models.bar import BAR, YAHOO
 from crypto_lake.models.chart import CHARTED_S, ChartQuestion
 from crypto_lake.models.dump_file import INGESTED
 from crypto_lake.models.frame import RESPONSE, Records
+from crypto_lake.models.gap import GAP
 from crypto_lake.models.rejected import REJECTED
 from crypto_lake.processors.decode import Refused, decode
 from crypto_lake.processors.shape import rejected_rows, shape
 from crypto_lake.query.span import span
 from crypto_lake.writers import CommitConflict, CommitFailed
 from crypto_lake.writers.bulk import Bulk
-from crypto_lake.writers.delta import Lake, reason
+from crypto_lake.writers.delta import STORE_ERRORS, Lake, reason
 from crypto_lake.writers.maintenance import UNCHECKED_COMMITS, shorten_log
 
 log = structlog.get_logger()
@@ -167,6 +169,7 @@ class _Run:
         self.lake = Lake(settings.root)
         self.summary = Summary()
         self._commits = 0
+        self._answered: set[date] = set()  # of the symbol that is asked for
 
     async def whole(self) -> Summary:
         for dataset in (BAR, *SIDES):
@@ -174,10 +177,12 @@ class _Run:
         spans = list(self.wanted.spans())
         self.progress.found(len(spans) * len(self.wanted.symbols))
         for venue, symbol in self.wanted.symbols:
+            self._answered = set()
             for number, (first, last) in enumerate(spans):
                 if self.stop.is_set() or not await self._take(venue, symbol, first, last, is_first=not number):
                     self.progress.found(number - len(spans) + 1)
                     break
+            await asyncio.to_thread(self._settle, venue, symbol)
         self.summary.is_stopped = self.stop.is_set()
         return self.summary
 
@@ -237,8 +242,24 @@ class _Run:
         added = sum(self._add(question, part) for part in _parts(rows))
         self.summary.rows += rows.height
         self.summary.added += added
+        self._answered |= {first + number * DAY for number in range((last - first).days + 1)}
         self.progress.read(rows.height)
         self.progress.done(path, INGESTED, f"{rows.height:,} bars, {added:,} new")
+
+    def _settle(self, venue: str, symbol: str) -> None:
+        """The holes that a recorder left in days that were answered for are filled. Raises `CommitFailed`."""
+        # A row of `gap` does not say of which bars it is: of those that a recorder with these settings asks for.
+        if not self._answered or self.wanted.timeframe != self.settings.yahoo_timeframe:
+            return
+
+        def is_taken(name: str, day: date) -> bool:
+            return name == symbol and day in self._answered
+
+        how: Any = {"venue": venue, "days": {symbol: self._answered}, "is_taken": is_taken, "now": datetime.now(UTC)}
+        try:
+            self.lake.add(GAP, settle(self.lake.root, BAR, pl.DataFrame(), **how))
+        except STORE_ERRORS as error:
+            raise CommitFailed(f"{self.lake.uri(GAP)}: {reason(error)}") from error
 
     def _give_up(self, path: str, reason: str) -> None:
         log.error("chart_not_taken", path=path, reason=reason)

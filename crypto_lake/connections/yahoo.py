@@ -28,6 +28,8 @@ AGENT: Final = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like 
 HEADERS: Final = {"User-Agent": AGENT, "Accept": "application/json"}
 FIRST_PAUSE_S: Final = 60.0
 MOST_PAUSE_S: Final = 3600.0
+# Ten years of days have 200 kB, a week of minutes less than a megabyte.
+MOST_BYTES: Final = 16_000_000
 # With these an answer that says what is wrong with the question is about the question, not about who asks.
 ABOUT_THE_QUESTION: Final = frozenset({HTTPStatus.OK, 400, 404, 422})
 
@@ -104,7 +106,7 @@ class Yahoo:
         # A redirect leads to the page that asks for consent, never to a chart. The path is encoded as it has to be.
         url = URL(self._address + question.path, encoded=True).with_query(question.params)
         async with self._session.get(url, allow_redirects=False) as response:
-            return response.status, response.headers, await response.read()
+            return response.status, response.headers, await _whole(response)
 
     def _judge(self, question: ChartQuestion, answer: Answer, retry_after: str | None) -> Answer:
         """The answer when it is one, else raises what it stands for."""
@@ -127,6 +129,15 @@ class Yahoo:
         self._breaker.open_s = max(own_s, told_s)
         self._breaker.failed(self._clock())
         return SourceError(reason, retry_after_s=self._breaker.open_s, status=status)
+
+
+async def _whole(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > MOST_BYTES:
+            raise aiohttp.ClientPayloadError(f"an answer of more than {MOST_BYTES:,} bytes")
+    return bytes(body)
 
 
 def _refusal(address: str, answer: Answer) -> str:

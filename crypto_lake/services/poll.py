@@ -62,8 +62,8 @@ class Answers:
         """These are asked for and no others, from now on; nobody misses what is not asked for any more."""
         self._before = frozenset()  # all of them were answered for: who is new from here on was not wanted before
         self._answered_us = {name: self._answered_us[name] for name in symbols}
-        known = (self._journal.carried or {}).get(self._origin)
-        if known is None or frozenset(known) != frozenset(symbols):
+        known = (self._journal.carried or {}).get(self._origin, ())
+        if frozenset(known) != frozenset(symbols):
             self._journal.carry(self._origin, symbols, now_us)
 
 
@@ -89,7 +89,7 @@ async def poll(
         try:
             if wanted.symbols:
                 await snapshot(dataset, wanted, rest, journal, answers)
-                answers.keep(wanted.symbols, time.time_ns() // 1000)
+            answers.keep(wanted.symbols, time.time_ns() // 1000)
         except SourceError as error:
             log.warning("poll_failed", dataset=dataset.name, venue=venue, reason=str(error))
         await asyncio.sleep(every_s - time.time() % every_s)

@@ -16,12 +16,13 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 import pytest
+from aiohttp import web
 
 from crypto_lake.backfill.ask import flat_wanted_of
-from crypto_lake.backfill.flow import Summary
+from crypto_lake.backfill.flow import GOING, Summary
 from crypto_lake.backfill.massive import backfill
 from crypto_lake.backfill.mode import Mode, mode_of
-from crypto_lake.config import Settings
+from crypto_lake.config import ConfigError, Settings
 from crypto_lake.models import DATASETS
 from crypto_lake.models.bucket import DAY
 from crypto_lake.models.flatfile import FlatFile
@@ -29,13 +30,14 @@ from crypto_lake.query import read
 from crypto_lake.simulator.flatfiles import FlatMarket
 from crypto_lake.writers.delta import Lake
 from tests.conftest import PATIENCE_S
-from tests.s3 import FakeS3, Flatfiles, stops
+from tests.s3 import FakeS3, Flatfiles, Held, stops
 
 # The calendars' own use of pandas.
 pytestmark = pytest.mark.filterwarnings("ignore:Series.values returning:DeprecationWarning")
 
 STOCKS, MINUTES = "us_stocks_sip/day_aggs_v1", "us_stocks_sip/minute_aggs_v1"
 OPTIONS, CRYPTO = "us_options_opra/day_aggs_v1", "global_crypto/minute_aggs_v1"
+FOREX = "global_forex/day_aggs_v1"
 FIRST, MEMORIAL_DAY = date(2026, 5, 1), date(2026, 5, 25)
 MONTH = [day for number in range(31) if (day := FIRST + number * DAY).weekday() < 5 and day != MEMORIAL_DAY]
 LATER = datetime(2026, 6, 10, tzinfo=UTC)
@@ -207,6 +209,13 @@ async def test_a_file_on_a_day_without_a_session_is_taken_all_the_same(
 ) -> None:
     publish(STOCKS, MONTH[0], MEMORIAL_DAY)
     assert (await taken(here, watched, STOCKS)).days == 2
+
+
+async def test_a_sunday_of_currencies_is_asked_for(here: Settings, publish: Any, watched: Any) -> None:
+    """Their calendar has none, and their files begin on Sunday evening in New York."""
+    sunday = date(2026, 5, 17)
+    publish(FOREX, sunday)
+    assert (await taken(here, watched, FOREX, sunday)).days == 1
 
 
 async def test_a_file_that_was_replaced_is_taken_in_place_of_the_other(
@@ -435,6 +444,40 @@ async def test_a_file_that_is_unfit_is_put_aside_until_there_is_a_better_one(
     done = await taken(here, watched, STOCKS, *days)
     assert (done.is_good, done.days, done.changed) == (True, 1, 0)
     assert_bars(here, [line for line in lines(market, STOCKS, *days) if line["ticker"] not in TESTS])
+
+
+async def test_a_quarantine_that_cannot_be_written_is_said(
+    here: Settings, flatfiles: Flatfiles, publish: Any, watched: Any
+) -> None:
+    publish(STOCKS, *MONTH[:2])
+    flatfiles.put(FlatFile(STOCKS, MONTH[0]).path, not_packed(b""))
+    aside = here.state / "quarantine"
+    here.state.mkdir()
+    aside.write_text("this is no folder")
+    with pytest.raises(ConfigError, match=f"LAKE_STATE: {aside}/massive/.* cannot be written: Not a directory"):
+        await taken(here, watched, STOCKS, *MONTH[:2])
+    aside.unlink()
+    done = await taken(here, watched, STOCKS, *MONTH[:2])
+    assert [each.path for each in done.wrong] == [FlatFile(STOCKS, MONTH[0]).path]
+
+
+async def test_what_is_there_is_read_also_when_it_cannot_be_noted_that_it_goes(
+    here: Settings, fake_s3: FakeS3, market: FlatMarket, watched: Any
+) -> None:
+    """The disk may be full, and what goes makes room."""
+    path = FlatFile(STOCKS, MONTH[0]).path
+    fake_s3.put(path, market.gz(STOCKS, MONTH[0]))
+
+    async def fill_the_disk(request: web.Request, held: Held | None) -> web.StreamResponse:
+        going = here.landing / "massive" / (path + GOING)
+        going.symlink_to("/dev/null/is no folder")
+        assert held is not None
+        return held.right(request)
+
+    fake_s3.acts[path] = [fill_the_disk]
+    settings = here.model_copy(update={"massive_s3": fake_s3.address})
+    assert (await taken(settings, watched, STOCKS, MONTH[0])).days == 1
+    assert not [each for each in here.landing.rglob("*") if each.is_file()]
 
 
 async def test_archives_are_kept_for_who_wants_them(here: Settings, publish: Any, watched: Any) -> None:

@@ -19,6 +19,8 @@ from crypto_lake.connections import SourceError
 from crypto_lake.journal import RESPONSE, Journal
 from crypto_lake.models.bar import BAR
 from crypto_lake.models.chart import ChartQuestion
+from crypto_lake.models.gap import GAP
+from crypto_lake.query import gaps
 from crypto_lake.services.drain import Drain
 from crypto_lake.simulator import Fault, GeneratedMarket, Listed, Quotes, Scenario, Simulator
 from crypto_lake.simulator.quotes import LISTED
@@ -95,6 +97,10 @@ def seconds(day: date) -> int:
     return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
 
 
+def at(day: date, hour: int) -> datetime:
+    return datetime.fromtimestamp(seconds(day) + 3600 * hour, UTC)
+
+
 @pytest.fixture
 async def place(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Place]:
     faults = Scenario(faults=getattr(request, "param", ()))
@@ -158,6 +164,54 @@ async def test_what_a_recorder_has_is_left_as_it_is(place: Place) -> None:
     assert done.rows - done.added == live.height
     assert rows.height == rows["time"].n_unique() == done.rows
     assert 1.0 not in rows["close"].to_list()
+
+
+async def test_holes_that_a_recorder_left_are_filled_when_all_of_their_days_are_answered_for(place: Place) -> None:
+    lake = Lake(place.settings.root)
+    lake.check(GAP)
+    begins = {"inside": TODAY - 12 * DAY, "on both sides": TODAY - 16 * DAY, "of another": TODAY - 12 * DAY}
+    holes = [
+        {
+            "venue": BITCOIN[0],
+            "symbol": "ETH-USD" if name == "of another" else "BTC-USD",
+            "dataset": "bar",
+            "start_time": at(begin, 7),
+            "end_time": at(begin + 3 * DAY, 7),
+            "reason": "restart",
+            "state": "open",
+            "filled_rows": 0,
+            "state_time": NOW - DAY,
+            "date": begin,
+        }
+        for name, begin in begins.items()
+    ]
+    lake.add(GAP, pl.DataFrame(holes, schema=GAP.schema))
+
+    def states() -> dict[tuple[str, date], str]:
+        found = gaps(place.settings.root, "bar").select("symbol", pl.col("start_time").dt.date(), "state")
+        return {(symbol, day): state for symbol, day, state in found.iter_rows()}
+
+    nothing = dict.fromkeys([("BTC-USD", begins["inside"]), ("BTC-USD", begins["on both sides"])], "open")
+    nothing["ETH-USD", begins["of another"]] = "open"
+    await place.take(Wanted((BITCOIN,), "1d", TODAY - 20 * DAY, TODAY))
+    assert states() == nothing, "of other bars than those that are recorded nothing is said"
+    for _ in range(2):
+        await place.take(Wanted((BITCOIN,), "1m", TODAY - 14 * DAY, TODAY))
+        assert states() == nothing | {("BTC-USD", begins["inside"]): "filled"}
+    assert lake.rows(GAP).height == len(holes) + 1
+
+
+async def test_an_answer_that_is_unfit_fills_no_hole(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = Lake(place.settings.root)
+    lake.check(GAP)
+    begin = TODAY - 3 * DAY
+    hole = {"venue": BITCOIN[0], "symbol": "BTC-USD", "dataset": "bar", "reason": "restart", "state": "open"}
+    times = {"start_time": at(begin, 7), "end_time": at(begin, 9), "state_time": NOW - DAY, "date": begin}
+    lake.add(GAP, pl.DataFrame([hole | times | {"filled_rows": 0}], schema=GAP.schema))
+    monkeypatch.setattr(place.quotes, "answer", lambda symbol, params: (200, b'{"chart":{"result":[],"error":null}}'))
+    done = await place.take(Wanted((BITCOIN,), "1m", begin, TODAY))
+    assert not done.is_good
+    assert gaps(place.settings.root, "bar")["state"].to_list() == ["open"]
 
 
 async def test_where_nothing_is_older_it_is_said_and_nothing_failed(place: Place) -> None:

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from crypto_lake.config import US_INDICES
 from crypto_lake.connections import SourceError
-from crypto_lake.connections.yahoo import MOST_PAUSE_S, NoChart, Yahoo
+from crypto_lake.connections.yahoo import MOST_BYTES, MOST_PAUSE_S, NoChart, Yahoo
 from crypto_lake.models.chart import ChartQuestion
 
 QUESTION = ChartQuestion(US_INDICES, "^GSPC", "1m", 1_700_000_000, 1_700_003_600)
@@ -168,3 +168,13 @@ async def test_nobody_there_is_a_sentence_and_a_pause(venue: Venue) -> None:
         error = await refused(yahoo.ask(QUESTION))
     assert str(error) == "cannot reach http://127.0.0.1:9: Connection refused"
     assert (error.status, error.retry_after_s) == (None, FIRST_S)
+
+
+async def test_an_answer_without_end_is_none(venue: Venue, yahoo: Yahoo) -> None:
+    venue.says(CHART + " " * MOST_BYTES)
+    error = await refused(yahoo.ask(QUESTION))
+    assert "more than 16,000,000 bytes" in str(error)
+    assert error.retry_after_s == FIRST_S
+    venue.says(CHART)
+    venue.now_s += FIRST_S
+    assert (await yahoo.ask(QUESTION)).status == 200

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,21 +90,26 @@ async def test_who_is_asked_for_may_change_and_nobody_misses_what_was_not_wanted
     address = f"http://127.0.0.1:{runner.addresses[0][1]}"
     markets: dict[str, Wanted] = {}
 
+    every_s = 0.05
+    unwanted_us: list[int] = []
+
     async def run(*turns: tuple[str, ...]) -> None:
-        """Asks for each choice of symbols three times."""
+        """Asks for each choice of symbols three times; for nobody so long that an answer would be missing."""
         journal = Journal(tmp_path / "prices")
         async with Rest(lambda _: address) as rest:
-            task = asyncio.create_task(poll(PRICES, FUTURES, markets, rest, journal, gate, every_s=0.05))
+            task = asyncio.create_task(poll(PRICES, FUTURES, markets, rest, journal, gate, every_s=every_s))
             for wanted in turns:
                 markets[FUTURES] = Wanted(FUTURES, wanted)
-                enough = len(told(journal, RESPONSE)) + 3 * len(wanted)
+                enough, late_s = len(told(journal, RESPONSE)) + 3 * len(wanted), time.monotonic() + 4 * every_s
                 await wait_for(lambda enough=enough: len(told(journal, RESPONSE)) >= enough)
+                await wait_for(lambda late_s=late_s, wanted=wanted: wanted or time.monotonic() > late_s)
+                unwanted_us.extend([] if wanted else [time.time_ns() // 1000])
             task.cancel()
             await asyncio.wait([task])
         journal.close()
 
     await run(("BTC", "ETH"), ("BTC",), ("BTC", "ETH", "SOL"))
-    await run(("SOL", "XRP"))
+    await run(("SOL", "XRP"), (), ("SOL", "XRP"))
     await runner.cleanup()
     with contextlib.closing(Journal(tmp_path / "prices")) as journal:
         lapses = [json.loads(each.payload) for each in told(journal, LAPSE)]
@@ -112,6 +118,8 @@ async def test_who_is_asked_for_may_change_and_nobody_misses_what_was_not_wanted
     restarts = [each["symbols"] for each in lapses if each["reason"] == "restart"]
     assert restarts == [["BTC"], ["ETH"], ["SOL"]]  # at the first start nobody knows what was before
     assert lapses[-1]["from_us"] is not None
+    late = [each for each in lapses if each["reason"] == "disconnect"]  # of a busy machine
+    assert not [each for each in late if each["from_us"] < unwanted_us[0] < each["to_us"]]
 
 
 def test_a_time_in_which_nobody_asked_for_a_symbol_is_no_lapse(journal: Journal) -> None:
