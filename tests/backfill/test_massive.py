@@ -389,6 +389,7 @@ async def test_in_every_mode_the_rows_are_the_same(
 
 async def test_folders_may_be_taken_side_by_side_into_one_table(here: Settings, publish: Any, watched: Any) -> None:
     day = MONTH[0]
+    publish(STOCKS, MONTH[1])
     await taken(here, watched, STOCKS, MEMORIAL_DAY)  # the tables are there
     for folder in (STOCKS, MINUTES, OPTIONS):
         publish(folder, day)
