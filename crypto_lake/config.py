@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 # How much goes on side by side: one file after the other in small pieces, or in large ones, or several at once.
 Mode = Literal["streaming", "batch", "parallel"]
+ModeOrNone = Literal["streaming", "batch", "parallel", ""]
 DepthSpeed = Literal["0ms", "100ms", "250ms", "500ms", "1000ms"]
 SinkFormat = Literal["delta", "parquet", "jsonl"]
 Timeframe = Literal["1m", "1d"]
@@ -138,7 +139,7 @@ class Settings(BaseSettings):
     yahoo_timeframe: Timeframe = Field(
         "1m", alias="LAKE_YAHOO_TIMEFRAME", description="which bars Yahoo is asked for, 1m or 1d"
     )
-    mode: Mode | Literal[""] = Field(
+    mode: ModeOrNone = Field(
         "",
         alias="LAKE_MODE",
         description="how a backfill uses this machine: streaming, batch or parallel; empty = by free memory and cores",

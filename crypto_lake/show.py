@@ -349,6 +349,7 @@ def backfilled(done: "Summary", *, as_json: bool) -> None:
                 "added_rows": done.added,
                 "refused_rows": done.refused,
                 "test_rows": done.tests,
+                "unseen_symbols": done.unseen,
                 "changed_rows": done.changed,
                 "bytes": done.size,
                 "days": done.days,
@@ -381,6 +382,7 @@ def backfilled(done: "Summary", *, as_json: bool) -> None:
     if done.changed:
         console.print(f"changed by files that took others' places: {_count(done.changed, 'row')}", soft_wrap=True)
     for title, lines in (
+        ("symbols of which there was no row (case matters)", done.unseen),
         ("not published", _absent(done.absent)),
         ("not published yet", _absent(done.awaited)),
         ("months whose file lacks days", done.short),

@@ -87,6 +87,7 @@ class Summary:
     refused: int = 0
     tests: int = 0  # rows with which an exchange tries itself out; left out
     changed: int = 0  # rows of flat files that were replaced: other values, new ones, or there no more
+    unseen: list[str] = field(default_factory=list)  # symbols that were asked for and are in none of the files
     size: int = 0
     days: int = 0
     held_days: int = 0  # that were in the tables before

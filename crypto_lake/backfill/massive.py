@@ -101,6 +101,7 @@ class _Run:
         self._lacks: dict[date, tuple[str, ...]] = {}  # days that are not marked, and for which symbols
         self._oldest: date | None = None  # day of all files that are known
         self._absent: list[date] = []
+        self._seen, self._unseen = set[str](), set[str]()  # symbols and roots of which rows came, or were to come
         # Who waits for his turn sees first whether the one before him was refused.
         self._turns, self._is_refused = asyncio.Semaphore(mode.downloads), False
 
@@ -111,6 +112,7 @@ class _Run:
         await self.flow.take(self._jobs(recheck=recheck))
         await self.flow.take_again(self._once_more)
         await asyncio.to_thread(self._note_absent)
+        self.summary.unseen = sorted(self._unseen - self._seen)
         self.summary.is_stopped = self.stop.is_set()
         return self.summary
 
@@ -266,6 +268,8 @@ class _Run:
             summary.refused += len(each.refused)
             summary.tests += each.tests
             summary.changed += each.changed
+            self._seen |= each.per_name.keys()
+            self._unseen |= set(each.job.symbols)
             self.progress.done(each.job.path, INGESTED, f"{each.rows:,} rows, {each.added:,} new")
         for path in {each.job.path for each in batch} - {each.job.path for each in taken}:
             self.progress.done(path, INGESTED, "taken by another backfill")

@@ -292,6 +292,8 @@ class Follower:
             from_us = lapse.to_us  # nothing is known of its begin, but that it ends what was said before
         if from_us is None:
             return
+        if lapse.from_us is None and lapse.to_us is not None and from_us > lapse.to_us:
+            return  # another recorder heard it meanwhile
         known = found.lapses.get(group, self._lapses.get(group, []))
         found.lapses[group] = [*known, Lapse([group[1]], lapse.reason, from_us, lapse.to_us)][-KEPT_LAPSES:]
         dark = found.dark.get(group, self._dark.get(group, []))

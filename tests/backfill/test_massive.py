@@ -298,6 +298,7 @@ async def test_some_symbols_and_then_all_of_them_are_all_of_them(
     more = await taken(here, watched, MINUTES, *days, symbols="BApA,MSFT,BAPA")
     assert more.files == 3
     assert more.added == len([line for line in theirs if line["ticker"] == "MSFT"]), "case matters"
+    assert (done.unseen, more.unseen) == ([], ["BAPA"])
     await taken(here, watched, MINUTES, *days)
     assert_bars(here, [line for line in theirs if line["ticker"] not in TESTS])
     before = files(here)

@@ -230,6 +230,12 @@ def test_the_very_first_start_is_no_gap_and_every_later_one_is() -> None:
     assert (hole.start_us, hole.end_us) == (7 * SECOND_US, 20 * SECOND_US)
 
 
+def test_a_first_start_beside_another_recorder_that_was_faster_is_no_gap() -> None:
+    follower = Follower(LIQUIDATION)
+    follower.learn([(*BTC, 21 * SECOND_US, 21 * SECOND_US)])
+    assert step(follower, pl.DataFrame(), lapses=[lapse("restart", None, 20)]) == []
+
+
 def test_a_batch_that_is_not_committed_has_changed_nothing() -> None:
     follower = following(1)
     first = follower.follow(trades([5]), 0, lapses=[lapse("silence", 1, None)])
