@@ -95,8 +95,8 @@ def _check_symbol(name: str) -> None:
 
 def _days(start: str, end: str | None, today: date, oldest: date, beginning: str) -> tuple[date, date]:
     """The first day and the last one; of what is yet to come nothing, and nothing of before the venue began."""
-    first = _limits("--start", start)[0]
-    last = today - DAY if end is None else _limits("--end", end)[1]
+    first = limits("--start", start)[0]
+    last = today - DAY if end is None else limits("--end", end)[1]
     if first > today:
         raise ConfigError(f"--start {start}: that is yet to come; today is {today} (UTC)")
     if first > last and end is None:
@@ -108,8 +108,8 @@ def _days(start: str, end: str | None, today: date, oldest: date, beginning: str
     return max(first, oldest), min(last, today)
 
 
-def _limits(option: str, text: str) -> tuple[date, date]:
-    """The first and the last day of what a text names."""
+def limits(option: str, text: str) -> tuple[date, date]:
+    """The first and the last day of what a text names, a day or a month. Raises `ConfigError` naming the option."""
     form = f"{option} {text}: write a day (2024-01-15) or a month (2024-01)"
     try:
         since, behind = span(text, text)

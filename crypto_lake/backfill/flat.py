@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from crypto_lake.backfill.ingest import CONFLICTS, Gone, Told, Unfit, desk, enter_rows
+from crypto_lake.backfill.ingest import CONFLICTS, Gone, Told, Unfit, desk, enter_rows, ledger_row
 from crypto_lake.backfill.plan import bits, days_in
 from crypto_lake.backfill.unpack import Damaged, gz_pieces
 from crypto_lake.config import CRYPTO, FOREX, US_OPTIONS, US_STOCKS
@@ -728,22 +728,8 @@ def _replacement(taken: FlatTaken) -> Finding:
 
 
 def _entry(taken: FlatTaken, now: datetime) -> dict[str, Any]:
-    """A file as the ledger has it."""
     got = taken.landed.fetched
-    return {
-        "path": taken.job.path,
-        "sha256": got.sha256,
-        "etag": taken.job.etag or got.etag,
-        "last_modified": got.last_modified,
-        "size": got.size,
-        "rows": taken.rows,
-        "first_time": taken.first_time,
-        "last_time": taken.last_time,
-        "state": INGESTED,
-        "state_time": now,
-        "date": now.date(),
-        "refused_rows": len(taken.refused),
-    }
+    return {**ledger_row(taken, got, now), "path": taken.job.path, "etag": taken.job.etag or got.etag}
 
 
 def _certificate(taken: FlatTaken, now: datetime) -> pl.DataFrame:

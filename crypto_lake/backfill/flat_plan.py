@@ -8,12 +8,11 @@ from typing import Final
 import polars as pl
 
 from crypto_lake.backfill.flat import FlatJob
-from crypto_lake.backfill.plan import days_in
+from crypto_lake.backfill.plan import days_in, days_of, months_of
 from crypto_lake.backfill.sessions import is_due
 from crypto_lake.config import CRYPTO, FOREX, US_INDICES, US_OPTIONS, ConfigError
 from crypto_lake.connections.s3 import Listed
 from crypto_lake.models import Dataset
-from crypto_lake.models.bucket import DAY, end_of_month
 from crypto_lake.models.dataset import FlatKind
 from crypto_lake.models.dump_file import DUMP_FILE, INGESTED
 from crypto_lake.models.flatfile import FlatFile, flat_app, flat_dataset, flatfile_at, option_root, symbol_of
@@ -54,16 +53,11 @@ class FlatWanted:
     @property
     def months(self) -> list[date]:
         """The first day of each month that it touches."""
-        found, month = [], self.first.replace(day=1)
-        while month <= self.last:
-            found.append(month)
-            month = end_of_month(month) + DAY
-        return found
+        return months_of(self.first, self.last)
 
     def days(self, month: date) -> list[date]:
         """The days of a month that are wanted."""
-        first, last = max(self.first, month), min(self.last, end_of_month(month))
-        return [first + number * DAY for number in range((last - first).days + 1)]
+        return days_of(month, self.first, self.last)
 
 
 def began(folder: str) -> date:

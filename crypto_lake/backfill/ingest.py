@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import polars as pl
 
@@ -295,11 +295,23 @@ def _short_month(taken: Taken) -> Iterator[Finding]:
 
 
 def _entry(taken: Taken, now: datetime) -> dict[str, Any]:
-    """An archive as the ledger has it."""
-    got = taken.landed.fetched
+    job, got = taken.job, taken.landed.fetched
+    return {**ledger_row(taken, got, now), "path": job.file.path, "sha256": job.sha256}
+
+
+class Counted(Protocol):
+    """What was counted of a file."""
+
+    rows: int
+    first_time: datetime | None
+    last_time: datetime | None
+    refused: list[Refused]
+
+
+def ledger_row(taken: Counted, got: Fetched, now: datetime) -> dict[str, Any]:
+    """A file as the ledger has it once its rows are in the table, but for its path."""
     return {
-        "path": taken.job.file.path,
-        "sha256": taken.job.sha256,
+        "sha256": got.sha256,
         "etag": got.etag,
         "last_modified": got.last_modified,
         "size": got.size,

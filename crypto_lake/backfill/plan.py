@@ -39,16 +39,11 @@ class Wanted:
     @property
     def months(self) -> list[date]:
         """The first day of each month that it touches."""
-        found, month = [], self.first.replace(day=1)
-        while month <= self.last:
-            found.append(month)
-            month = end_of_month(month) + DAY
-        return found
+        return months_of(self.first, self.last)
 
     def days(self, month: date) -> list[date]:
         """The days of a month that are wanted."""
-        first, last = max(self.first, month), min(self.last, end_of_month(month))
-        return [first + number * DAY for number in range((last - first).days + 1)]
+        return days_of(month, self.first, self.last)
 
     def file(self, symbol: str, period: Period, first: date) -> File:
         """The file of a symbol and a day or month."""
@@ -79,6 +74,21 @@ class Absent:
 
     symbol: str
     days: tuple[date, ...]
+
+
+def months_of(first: date, last: date) -> list[date]:
+    """The first day of each month that is touched from `first` to `last`."""
+    found, month = [], first.replace(day=1)
+    while month <= last:
+        found.append(month)
+        month = end_of_month(month) + DAY
+    return found
+
+
+def days_of(month: date, first: date, last: date) -> list[date]:
+    """The days of a month that are from `first` to `last`."""
+    begin, end = max(first, month), min(last, end_of_month(month))
+    return [begin + number * DAY for number in range((end - begin).days + 1)]
 
 
 def mark_name(venue: str, symbol: str, month: date, interval: str = "") -> str:

@@ -15,6 +15,7 @@ from typing import Any, Final
 import polars as pl
 import structlog
 
+from crypto_lake.backfill.ask import limits
 from crypto_lake.backfill.flow import TOGETHER_DAYS, Progress, Wrong, unless
 from crypto_lake.backfill.settle import settle
 from crypto_lake.config import ConfigError, Settings, nearest
@@ -30,7 +31,6 @@ from crypto_lake.models.gap import GAP
 from crypto_lake.models.rejected import REJECTED
 from crypto_lake.processors.decode import Refused, decode
 from crypto_lake.processors.shape import rejected_rows, shape
-from crypto_lake.query.span import span
 from crypto_lake.writers import CommitConflict, CommitFailed
 from crypto_lake.writers.bulk import Bulk
 from crypto_lake.writers.delta import STORE_ERRORS, Lake, reason
@@ -102,7 +102,7 @@ def wanted_of(symbols: str, start: str, end: str | None, timeframe: str, *, now:
     if not words:
         raise ConfigError("--symbols: name at least one symbol, such as us-stocks:AAPL")
     today = now.date()
-    first, last = _limits("--start", start)[0], min(today, _limits("--end", end)[1] if end else today)
+    first, last = limits("--start", start)[0], min(today, limits("--end", end)[1] if end else today)
     if first > last:
         behind = f"after --end {end}" if end and first <= today else f"yet to come; today is {today} (UTC)"
         raise ConfigError(f"--start {start} is {behind}")
@@ -119,20 +119,6 @@ def _symbol(word: str) -> tuple[str, str]:
     if venue not in BAR.charts.venues:
         raise ConfigError(f"--symbols {word}: Yahoo has no venue {venue!r}{nearest(venue, BAR.charts.venues)}")
     return venue, symbol
-
-
-def _limits(option: str, text: str) -> tuple[date, date]:
-    """The first and the last day of what a text names."""
-    form = f"{option} {text}: write a day (2024-01-15) or a month (2024-01)"
-    try:
-        since, behind = span(text, text)
-    except ConfigError:
-        raise ConfigError(form) from None
-    assert since is not None
-    assert behind is not None
-    if behind - since < DAY:
-        raise ConfigError(form)
-    return since.date(), (behind - DAY).date()
 
 
 def _check_reach(start: str, first: date, timeframe: str, now: datetime) -> None:
