@@ -57,6 +57,10 @@ Symbols = Annotated[
 ]
 Root = Annotated[str | None, typer.Option(help="Where the tables are: a path or an s3:// URL [LAKE_ROOT].")]
 State = Annotated[str | None, typer.Option(help="Where journals and logs are [LAKE_STATE].")]
+KeepArchives = Annotated[
+    bool, typer.Option("--keep-archives", help="Leave the downloaded files in LAKE_STATE/landing.")
+]
+Recheck = Annotated[bool, typer.Option(help="Ask whether files taken before were replaced since.", show_default=True)]
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 SymbolWords = Annotated[list[str], typer.Argument(help="BTCUSDT (USD-M), binance:BTCUSDT (spot), us-stocks:AAPL, ...")]
 
@@ -366,12 +370,8 @@ def backfill_binance(
     end: Annotated[str | None, typer.Option(help="To that day or month, inclusive; without it, to yesterday.")] = None,
     market: Annotated[str, typer.Option(help="um (USD-M futures), cm (COIN-M futures) or spot.")] = "um",
     timeframe: Annotated[str, typer.Option(help="Of bars: 1s (spot), 1m, 5m, 15m, 1h, 4h or 1d.")] = "1m",
-    keep_archives: Annotated[
-        bool, typer.Option("--keep-archives", help="Leave the downloaded files in LAKE_STATE/landing.")
-    ] = False,
-    recheck: Annotated[
-        bool, typer.Option(help="Ask whether files taken before were replaced since.", show_default=True)
-    ] = True,
+    keep_archives: KeepArchives = False,
+    recheck: Recheck = True,
     root: Root = None,
     state: State = None,
     json: Json = False,
@@ -431,12 +431,8 @@ def backfill_massive(
         str, typer.Option(help="Only these, separated by commas; of options SPY is all options of it.")
     ] = "all",
     end: Annotated[str | None, typer.Option(help="To that day or month, inclusive; without it, to yesterday.")] = None,
-    keep_archives: Annotated[
-        bool, typer.Option("--keep-archives", help="Leave the downloaded files in LAKE_STATE/landing.")
-    ] = False,
-    recheck: Annotated[
-        bool, typer.Option(help="Ask whether files taken before were replaced since.", show_default=True)
-    ] = True,
+    keep_archives: KeepArchives = False,
+    recheck: Recheck = True,
     root: Root = None,
     state: State = None,
     json: Json = False,

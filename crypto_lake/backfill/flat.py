@@ -33,6 +33,7 @@ from crypto_lake.processors.decode import Refused
 from crypto_lake.processors.delimited import REFUSED_AT_MOST, Layout, Misfit
 from crypto_lake.processors.quality import Checks
 from crypto_lake.processors.shape import Finding, finding_rows, rejected_rows, shape
+from crypto_lake.query.bars import BROKEN
 from crypto_lake.writers import CommitConflict, CommitFailed
 from crypto_lake.writers.bulk import Bulk, Mark, marked
 from crypto_lake.writers.delta import Lake, reason
@@ -56,6 +57,7 @@ EXAMPLES: Final = 1000
 # Checks, as they stand in `quality`.
 BAR_INVARIANT: Final = "bar_invariant"
 FILE_REPLACED: Final = "file_replaced"
+IMPOSSIBLE: Final = pl.any_horizontal(*BROKEN.values(), pl.col("volume") < 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,13 +438,13 @@ class _Reader:
         return rows.with_row_index("place").filter(~pl.col("place").is_in(places)).drop("place")
 
     def _judge(self, rows: pl.DataFrame) -> None:
-        is_broken = _impossible(rows)
-        if not is_broken.any():
+        broken = rows.filter(IMPOSSIBLE)
+        if broken.is_empty():
             return
         left = EXAMPLES - sum(found.height for found in self.taken.findings)
         told = [
             Finding(row["venue"], row["symbol"], BAR_INVARIANT, "error", _us(row["time"]), _us(row["close_time"]))
-            for row in rows[np.flatnonzero(is_broken)[: max(0, left)]].iter_rows(named=True)
+            for row in broken.head(max(0, left)).iter_rows(named=True)
         ]
         self.taken.findings.append(finding_rows(self.dataset, told, found_us=self.now_us))
 
@@ -629,15 +631,6 @@ def _tests(symbols: pl.Series, venue: str) -> list[str]:
     if venue == US_OPTIONS:
         return symbols.filter(symbols.str.extract(OPTION.pattern, 1).is_in(list(TEST_TICKERS))).to_list()
     return [] if venue != US_STOCKS else sorted(TEST_TICKERS.intersection(symbols))
-
-
-def _impossible(bars: pl.DataFrame) -> npt.NDArray[np.bool_]:
-    """Which bars cannot be (ANALYTICS 5.3)."""
-    low, high, first, last = (bars[name].to_numpy() for name in ("low", "high", "open", "close"))
-    broken: npt.NDArray[np.bool_] = (low > np.minimum(first, last)) | (high < np.maximum(first, last))
-    if bars["volume"].null_count() == 0:
-        broken |= bars["volume"].to_numpy() < 0
-    return broken
 
 
 def _split(options: pl.DataFrame, runs: _Runs) -> pl.DataFrame:

@@ -7,7 +7,6 @@ from typing import Final
 
 from crypto_lake.config import CRYPTO, FOREX, US_OPTIONS, US_STOCKS, ConfigError, nearest
 from crypto_lake.models import DATASETS
-from crypto_lake.models.bucket import end_of_month
 from crypto_lake.models.dataset import Dataset, FlatKind
 
 KEY: Final = re.compile(r"(?P<folder>\w+/\w+)/(?P<year>\d{4})/(?P<month>\d{2})/(?P<day>\d{4}-\d{2}-\d{2})\.csv\.gz")
@@ -100,6 +99,3 @@ def option_root(ticker: str) -> str | None:
     """The root of an option's symbol; None if it is no such symbol."""
     found = OPTION.fullmatch(ticker)
     return found["root"] if found else None
-
-
-__all__ = ["FlatFile", "end_of_month", "flat_app", "flat_dataset", "flatfile_at", "folders", "is_test", "month_of"]
