@@ -5,6 +5,7 @@ from typing import Final
 from crypto_lake.config import ConfigError, nearest
 from crypto_lake.models.agg_trade import AGG_TRADE
 from crypto_lake.models.bar import BAR
+from crypto_lake.models.book_snapshot import BOOK_SNAPSHOT
 from crypto_lake.models.book_ticker import BOOK_TICKER
 from crypto_lake.models.coverage import COVERAGE
 from crypto_lake.models.dataset import Dataset
@@ -12,6 +13,7 @@ from crypto_lake.models.depth import DEPTH
 from crypto_lake.models.dump_file import DUMP_FILE
 from crypto_lake.models.funding_rate import FUNDING_RATE
 from crypto_lake.models.gap import GAP
+from crypto_lake.models.imbalance_bar import IMBALANCE_BAR
 from crypto_lake.models.liquidation import LIQUIDATION
 from crypto_lake.models.mark_price import MARK_PRICE
 from crypto_lake.models.open_interest import OPEN_INTEREST
@@ -25,7 +27,8 @@ DATASETS: Final[dict[str, Dataset]] = {
     dataset.name: dataset
     for dataset in (
         *(LIQUIDATION, DEPTH, AGG_TRADE, PRICES, TRADE, BOOK_TICKER, MARK_PRICE),
-        *(BAR, FUNDING_RATE, OPEN_INTEREST),
+        *(FUNDING_RATE, OPEN_INTEREST),
+        *(BAR, BOOK_SNAPSHOT, IMBALANCE_BAR),
         *(GAP, REJECTED, QUALITY, COVERAGE, DUMP_FILE, SYMBOL_TABLE),
     )
 }

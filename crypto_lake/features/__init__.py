@@ -1,0 +1,1 @@
+"""Pure sums over rows: bars, imbalance bars, books, indicators, features. No clock, no file, no table."""

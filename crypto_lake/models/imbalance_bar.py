@@ -1,0 +1,35 @@
+"""Imbalance bars: a bar ends when buying and selling are out of balance by more than was to be expected."""
+
+from crypto_lake.models.dataset import integer, market, price, text, time
+
+IMBALANCE_BAR = market(
+    "imbalance_bar",
+    "bars that end when signed trades add up to more than expected (ANALYTICS 2); `time` is the close",
+    text("kind", "what is added up: tick, volume, dollar, or usd_share"),
+    text("settings", "the name of the parameters that it was made with"),
+    integer("bar", "0-based number of the bar"),
+    time("open_time", "the first trade"),
+    time("close_time", "the closing trade, which belongs to the bar"),
+    price("open", "first price, quote units"),
+    price("high", "highest price"),
+    price("low", "lowest price"),
+    price("close", "last price"),
+    price("volume", "base units"),
+    price("dollar_value", "quote units: the sum of price times quantity"),
+    price("buy_volume", "of it with the sign of a buy", nullable=True),
+    price("buy_dollar_value", "of it with the sign of a buy"),
+    integer("ticks", "rows of aggregated trades"),
+    price("theta", "sum of the signed values at the close"),
+    price("exp_ticks", "expected length in ticks, as tested; null of usd_share", nullable=True),
+    price("exp_imbalance", "expected signed value of a tick, as tested; null of usd_share", nullable=True),
+    price("exp_dollar", "expected quote units, as tested; of usd_share only", nullable=True),
+    price("exp_share", "expected share of the imbalance, as tested; of usd_share only", nullable=True),
+    price("threshold", "what theta was tested against"),
+    integer("first_id", "id of the first trade"),
+    integer("last_id", "id of the closing trade"),
+    integer("tick_num", "number of the closing trade, counted from 1 at the begin of the series"),
+    key=("venue", "symbol", "kind", "settings", "bar"),
+    order="bar",
+    within=("venue", "symbol", "kind", "settings"),
+    layer="silver",
+)
