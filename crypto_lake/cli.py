@@ -39,6 +39,8 @@ symbols_app = typer.Typer(
     help="What to collect: the table `symbol`, which a running recorder follows.", no_args_is_help=True
 )
 app.add_typer(symbols_app, name="symbols")
+build_app = typer.Typer(help="Derived tables out of what was recorded: only what is new is made.", no_args_is_help=True)
+app.add_typer(build_app, name="build")
 config_app = typer.Typer(help="Settings: write a .env, or see what is in force and why.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
@@ -62,6 +64,19 @@ KeepArchives = Annotated[
 ]
 Recheck = Annotated[bool, typer.Option(help="Ask whether files taken before were replaced since.", show_default=True)]
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
+Venue = Annotated[str | None, typer.Option(help="Only of this venue: binance-futures, binance, us-stocks, ...")]
+BuildSymbols = Annotated[
+    str | None,
+    typer.Option(
+        "--symbols", help="Symbols, separated by commas; binance:BTCUSDT is of one venue; else all there are."
+    ),
+]
+BuildStart = Annotated[str | None, typer.Option("--start", help="From that day or month on, inclusive.")]
+BuildEnd = Annotated[str | None, typer.Option("--end", help="To that day or month, inclusive.")]
+Workers = Annotated[int, typer.Option(help="Processes that compute side by side; 1 = this one.", min=1, max=256)]
+Scheduler = Annotated[
+    str | None, typer.Option(help="A Dask cluster instead: tcp://host:port of its scheduler (extra dask).")
+]
 SymbolWords = Annotated[list[str], typer.Argument(help="BTCUSDT (USD-M), binance:BTCUSDT (spot), us-stocks:AAPL, ...")]
 
 

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from crypto_lake.backfill.plan import Absent
     from crypto_lake.backfill.reconcile import Outcome, Reconciled
     from crypto_lake.backfill.yahoo import Summary as Charted
+    from crypto_lake.build.flow import Built
     from crypto_lake.query import Report
     from crypto_lake.query.watermarks import Watermarks
     from crypto_lake.writers.maintenance import Done
@@ -396,6 +398,24 @@ def backfilled(done: "Summary", *, as_json: bool) -> None:
         _differences(console, each)
     if done.is_stopped:
         console.print("stopped; the same command goes on from here", soft_wrap=True)
+
+
+def built(done: "Built", *, as_json: bool) -> None:
+    """What a build did: a line of figures, then whatever a person should know."""
+    if as_json:
+        _json(asdict(done))
+        return
+    console = _console()
+    did = [f"{done.series:,} series", f"{_number(done.computed)} rows computed", f"{_number(done.added)} written"]
+    did += [
+        f"{_number(count)} {what}" for count, what in ((done.revised, "revised"), (done.removed, "removed")) if count
+    ]
+    did += [_count(done.findings, "finding")] if done.findings else []
+    console.print(f"{done.dataset}: {', '.join(did)}, in {done.seconds:.1f} s", highlight=False)
+    for note in done.notes:
+        console.print(f"  {note}", style="yellow", highlight=False, markup=False)
+    if done.is_stopped:
+        console.print("  stopped: what is written stands, the next run goes on from there", style="yellow")
 
 
 def charted(done: "Charted", *, as_json: bool) -> None:

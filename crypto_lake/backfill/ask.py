@@ -8,7 +8,7 @@ from crypto_lake.config import ConfigError, nearest
 from crypto_lake.models import DATASETS, dataset_named
 from crypto_lake.models.bucket import DAY, MARKETS
 from crypto_lake.models.flatfile import flat_dataset
-from crypto_lake.query.span import span
+from crypto_lake.query.span import limits
 from crypto_lake.query.symbols import active
 
 # Binance's first market; nothing official is older.
@@ -106,20 +106,6 @@ def _days(start: str, end: str | None, today: date, oldest: date, beginning: str
     if last < oldest:
         raise ConfigError(f"--end {end}: {beginning}")
     return max(first, oldest), min(last, today)
-
-
-def limits(option: str, text: str) -> tuple[date, date]:
-    """The first and the last day of what a text names, a day or a month. Raises `ConfigError` naming the option."""
-    form = f"{option} {text}: write a day (2024-01-15) or a month (2024-01)"
-    try:
-        since, behind = span(text, text)
-    except ConfigError:
-        raise ConfigError(form) from None
-    assert since is not None
-    assert behind is not None
-    if behind - since < DAY:
-        raise ConfigError(form)
-    return since.date(), (behind - DAY).date()
 
 
 def _venue(market: str) -> str:

@@ -15,7 +15,6 @@ from typing import Any, Final
 import polars as pl
 import structlog
 
-from crypto_lake.backfill.ask import limits
 from crypto_lake.backfill.flow import TOGETHER_DAYS, Progress, Wrong, unless
 from crypto_lake.backfill.settle import settle
 from crypto_lake.config import ConfigError, Settings, nearest
@@ -31,6 +30,7 @@ from crypto_lake.models.gap import GAP
 from crypto_lake.models.rejected import REJECTED
 from crypto_lake.processors.decode import Refused, decode
 from crypto_lake.processors.shape import rejected_rows, shape
+from crypto_lake.query.span import limits
 from crypto_lake.writers import CommitConflict, CommitFailed
 from crypto_lake.writers.bulk import Bulk
 from crypto_lake.writers.delta import STORE_ERRORS, Lake, reason

@@ -26,6 +26,20 @@ def span(start: Moment | None, end: Moment | None) -> tuple[datetime | None, dat
     return since, until
 
 
+def limits(option: str, text: str) -> tuple[date, date]:
+    """The first and the last day of what a text names, a day or a month. Raises `ConfigError` naming the option."""
+    form = f"{option} {text}: write a day (2024-01-15) or a month (2024-01)"
+    try:
+        since, behind = span(text, text)
+    except ConfigError:
+        raise ConfigError(form) from None
+    assert since is not None
+    assert behind is not None
+    if behind - since < DAY:
+        raise ConfigError(form)
+    return since.date(), (behind - DAY).date()
+
+
 def _limits(name: str, value: Moment) -> tuple[datetime, datetime]:
     """The first instant of what `value` names, and the first one behind it."""
     try:

@@ -77,7 +77,7 @@ def rewrite(
     added: list[AddAction] = []
     written = 0
     for piece in _sorted_pieces(files, by):
-        added.append(_write(table, day, piece, f"{prefix}-{len(added):05}-{uuid.uuid4()}", level))
+        added.append(write_file(table, day, piece, f"{prefix}-{len(added):05}-{uuid.uuid4()}", level))
         written += piece.height
     held = pl.concat(files).select(pl.len()).collect().item()
     if written != held:
@@ -130,7 +130,7 @@ def moved(table: DeltaTable, dataset: Dataset, day: date, files: Sequence[pl.Laz
     prefix, by = name.partition("-")[0], list(dataset.z_order)
     pieces = (piece for piece in _sorted_pieces(files, by) if piece.height)
     return [
-        _write(table, day, piece, f"{prefix}-{number:05}-{uuid.uuid4()}", MOVED_LEVEL)
+        write_file(table, day, piece, f"{prefix}-{number:05}-{uuid.uuid4()}", MOVED_LEVEL)
         for number, piece in enumerate(pieces)
     ]
 
@@ -181,7 +181,10 @@ def _spill(numbered: pl.LazyFrame, folder: Path, number: int) -> None:
             part.write_ipc(target / f"{number:06}-{count:06}.arrow", compression="lz4")
 
 
-def _write(table: DeltaTable, day: date, rows: pl.DataFrame, name: str, level: int) -> AddAction:
+def write_file(
+    table: DeltaTable, day: date, rows: pl.DataFrame, name: str, level: int, *, is_change: bool = False
+) -> AddAction:
+    """Writes rows of one day to a file, which no commit names yet; `is_change` if they are new to the table."""
     path = f"{PARTITION}={day.isoformat()}/{name}.parquet"
     store = fs.PyFileSystem(DeltaStorageHandler.from_table(table._table))
     lowest, highest = GROUP_ROWS
@@ -201,7 +204,7 @@ def _write(table: DeltaTable, day: date, rows: pl.DataFrame, name: str, level: i
         store_schema=False,
     )
     size = store.get_file_info(path).size
-    return AddAction(path, size, {PARTITION: day.isoformat()}, now_ms(), False, json.dumps(_statistics(rows)))
+    return AddAction(path, size, {PARTITION: day.isoformat()}, now_ms(), is_change, json.dumps(_statistics(rows)))
 
 
 def _leaves(name: str, dtype: pl.DataType) -> Iterator[tuple[str, pl.DataType]]:
