@@ -70,12 +70,10 @@ def chosen(held: Iterable[Market], symbols: str | None, venue: str | None, *, ta
 
 def markets(of: Snapshot, days: Days, symbols: str | None = None) -> dict[Market, list[date]]:
     """The markets in a table, each with its days; only those that `symbols` may mean are looked for."""
-    names = None if symbols in (None, "", EVERY) else {part.strip().rpartition(":")[2] for part in symbols.split(",")}
-    rows = of.scan(days.first, days.last, symbols=names).select("venue", "symbol", "date").unique()
-    found: dict[Market, list[date]] = {}
-    for venue, symbol, day in rows.collect(engine="streaming").sort("venue", "symbol", "date").iter_rows():
-        found.setdefault(Market(venue, symbol), []).append(day)
-    return found
+    every = symbols is None or symbols in ("", EVERY)
+    names = None if every else {part.strip().rpartition(":")[2] for part in str(symbols).split(",")}
+    found = of.markets(days.first, days.last, symbols=names)
+    return {Market(*market): held for market, held in found.items()}
 
 
 def one_of(option: str, words: str, known: Collection[str]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """A table at one version, and what has changed in it since an older one: what a build reads, whoever adds meanwhile."""
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
@@ -35,6 +35,19 @@ class File:
     high_symbol: str | None = None
     low_us: int | None = None
     high_us: int | None = None
+    low_venue: str | None = None
+    high_venue: str | None = None
+
+    @property
+    def market(self) -> tuple[str, str] | None:
+        """The venue and the symbol of all its rows, if the log says that it is one."""
+        if self.low_venue is None or self.low_symbol is None or (self.low_venue, self.low_symbol) != self._high:
+            return None
+        return self.low_venue, self.low_symbol
+
+    @property
+    def _high(self) -> tuple[str | None, str | None]:
+        return self.high_venue, self.high_symbol
 
     def may_hold(self, symbols: Collection[str] | None) -> bool:
         """Whether rows of one of `symbols` may be inside."""
@@ -59,6 +72,21 @@ class Snapshot:
         symbols = None if symbol is None else (symbol,)
         return sorted({file.day for file in self.files if file.may_hold(symbols)})
 
+    def markets(
+        self, first: date, last: date, *, symbols: Collection[str] | None = None
+    ) -> dict[tuple[str, str], list[date]]:
+        """The days, in order, of each venue and symbol that has rows from `first` to `last` (both inclusive)."""
+        files = self.part(first, last, symbols=symbols).files
+        known = {(*file.market, file.day) for file in files if file.market}
+        unclear = [file for file in files if not file.market]
+        held = pl.collect_all([self._rows([file]).select("venue", "symbol").unique() for file in unclear])
+        known |= {(*market, file.day) for file, rows in zip(unclear, held, strict=True) for market in rows.iter_rows()}
+        found: dict[tuple[str, str], list[date]] = {}
+        for venue, symbol, day in sorted(known):
+            if symbols is None or symbol in symbols:
+                found.setdefault((venue, symbol), []).append(day)
+        return found
+
     def part(self, first: date, last: date, *, symbols: Collection[str] | None = None) -> "Snapshot":
         """The same with the files of these days alone (both inclusive), and of these symbols: what a task needs."""
         files = (file for file in self.files if first <= file.day <= last and file.may_hold(symbols))
@@ -80,16 +108,18 @@ class Snapshot:
         wanted = [file for file in self.part(first, last, symbols=symbols).files if _is_near(file, since_us, until_us)]
         if not wanted:
             return pl.LazyFrame(schema={**self.columns, PARTITION: DATE.dtype})
-        rows = pl.scan_parquet(
-            [f"{self.uri}/{file.path}" for file in wanted],
+        found = self._rows(wanted).filter(*_conditions(symbols, since_us, until_us))
+        return found.with_columns(pl.col(self.partition).dt.date().alias(PARTITION))
+
+    def _rows(self, files: Sequence[File]) -> pl.LazyFrame:
+        return pl.scan_parquet(
+            [f"{self.uri}/{file.path}" for file in files],
             schema=self.columns,
             cast_options=CASTS,
             missing_columns="insert",
             hive_partitioning=False,
             glob=False,
         )
-        found = rows.filter(*_conditions(symbols, since_us, until_us))
-        return found.with_columns(pl.col(self.partition).dt.date().alias(PARTITION))
 
 
 def snapshot(root: str, dataset: Dataset) -> Snapshot | None:
@@ -178,8 +208,9 @@ def _files(table: DeltaTable) -> Iterator[File]:
     if f"partition.{PARTITION}" not in actions.columns:
         return
     clocks = [_said(actions, name).cast(TIME).dt.epoch("us") for name in ("min.time", "max.time")]
-    said_of = [_said(actions, name) for name in ("num_records", "min.symbol", "max.symbol")]
-    for day, path, *said in actions.select(f"partition.{PARTITION}", "path", *said_of, *clocks).iter_rows():
+    counts = [_said(actions, name) for name in ("num_records", "min.symbol", "max.symbol")]
+    venues = [_said(actions, name) for name in ("min.venue", "max.venue")]
+    for day, path, *said in actions.select(f"partition.{PARTITION}", "path", *counts, *clocks, *venues).iter_rows():
         yield File(day, path, *said)
 
 

@@ -11,11 +11,14 @@ from crypto_lake.config import ConfigError
 from crypto_lake.journal import FRAME, Journal
 from crypto_lake.models import DATASETS
 from crypto_lake.models.symbol import Named
+from crypto_lake.processors.shape import shape
+from crypto_lake.query.snapshot import snapshot, touched
 from crypto_lake.services import symbols
 from crypto_lake.services.drain import Drain
 from crypto_lake.services.look import Look
 from crypto_lake.services.worker import check
 from crypto_lake.writers.delta import Lake
+from crypto_lake.writers.derived import Derived
 from tests.s3 import Flatfiles, reset, s3_address
 
 AGG_TRADE = DATASETS["agg_trade"]
@@ -69,3 +72,26 @@ def test_symbols_in_s3_are_added_removed_and_followed(store: None) -> None:
     symbols.remove(root, symbols.names(["us-stocks:AAPL"]), (), now=now)
     assert look.again() == {"binance-futures": Named(("BTCUSDT",)), "us-stocks": Named((), ("AAPL",))}
     assert Look("s3://nowhere/tables", every_s=0).now() is None
+
+
+def test_derived_rows_and_states_in_s3(store: None) -> None:
+    root, book = "s3://lake/tables", DATASETS["book_snapshot"]
+    now = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    level = [{"price": 1.0, "quantity": 2.0}]
+    frame = pl.DataFrame({"time": [now], "venue": ["binance"], "symbol": ["BTCUSDT"], "source": ["derived"],
+                          "update_id": [7], "bids": [level], "asks": [level]})  # fmt: skip
+    derived = Derived(Lake(root), book)
+    derived.put(shape(book, frame))
+    derived.keep("books/binance/BTCUSDT", b"the whole book")
+    derived.settle(all=True)
+    seen = snapshot(root, book)
+    assert seen is not None
+    assert seen.scan(now.date(), now.date(), symbols=["BTCUSDT"]).collect()["update_id"].to_list() == [7]
+    assert len(touched(seen, seen.version - 1) or []) == 1
+    again = Derived(Lake(root), book)
+    assert again.state("books/binance/BTCUSDT") == b"the whole book"
+    again.put(shape(book, frame.with_columns(update_id=8)), gone=again.held(now.date(), now.date()))
+    again.keep("books/binance/BTCUSDT", b"the next one")
+    again.settle(all=True)
+    assert again.held(now.date(), now.date())["update_id"].to_list() == [8]
+    assert Derived(Lake(root), book).state("books/binance/BTCUSDT") == b"the next one"
