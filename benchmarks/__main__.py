@@ -1,4 +1,4 @@
-"""`python -m benchmarks [ingest receive memory history flatfiles]`: all, or the ones named, one after the other."""
+"""`python -m benchmarks [NAME ...]`: all benchmarks, or the ones named, one after the other."""
 
 import argparse
 import tempfile
@@ -7,7 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from benchmarks import flatfiles, history, ingest, memory, receive, report, workload
+from benchmarks import (
+    bars,
+    books,
+    features,
+    flatfiles,
+    history,
+    imbalance,
+    ingest,
+    memory,
+    receive,
+    report,
+    workload,
+)
 
 BENCHMARKS: Final[dict[str, Callable[[Path, Path], report.Findings]]] = {
     "ingest": ingest.measure,
@@ -15,7 +27,13 @@ BENCHMARKS: Final[dict[str, Callable[[Path, Path], report.Findings]]] = {
     "memory": memory.measure,
     "history": history.measure,
     "flatfiles": flatfiles.measure,
+    "bars": bars.measure,
+    "imbalance": imbalance.measure,
+    "books": books.measure,
+    "features": features.measure,
 }
+# These are fed with the frames of a made-up exchange.
+FED: Final = frozenset(("ingest", "receive", "memory"))
 
 
 def main() -> None:
@@ -28,7 +46,7 @@ def main() -> None:
     began_s, facts, found = time.monotonic(), report.machine(), {}
     with tempfile.TemporaryDirectory(prefix="crypto_lake-bench-") as folder:
         frames = Path(folder) / "frames"
-        if not set(names) <= {"history", "flatfiles"}:
+        if FED.intersection(names):
             print(f"making {workload.COUNT:,} messages ...", flush=True)
             frames = workload.generate(frames, workload.COUNT)
         for name in names:

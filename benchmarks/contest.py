@@ -38,7 +38,7 @@ def child(module: str, *arguments: str) -> Any:
 
 def without_extras() -> None:
     """From here on it is as if the extra `fast` were not installed: importing what it brings is an error."""
-    sys.modules.update(dict.fromkeys(("isal", "llvmlite")))  # type: ignore[arg-type]
+    sys.modules.update(dict.fromkeys(("isal", "llvmlite", "numba")))  # type: ignore[arg-type]
 
 
 def measured(

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
@@ -23,8 +24,10 @@ from crypto_lake.monitoring.log import configure
 from crypto_lake.writers import CommitFailed, CommitUnknown
 
 if TYPE_CHECKING:
+    from crypto_lake.build.flow import Built
     from crypto_lake.query.validate import Level
     from crypto_lake.simulator import Market, Scenario
+    from crypto_lake.writers.extract import Form
 
 app = typer.Typer(
     name="crypto-lake",
@@ -41,6 +44,8 @@ symbols_app = typer.Typer(
 app.add_typer(symbols_app, name="symbols")
 build_app = typer.Typer(help="Derived tables out of what was recorded: only what is new is made.", no_args_is_help=True)
 app.add_typer(build_app, name="build")
+export_app = typer.Typer(help="Tables for other programs: a Qlib root, or files.", no_args_is_help=True)
+app.add_typer(export_app, name="export")
 config_app = typer.Typer(help="Settings: write a .env, or see what is in force and why.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
@@ -476,6 +481,104 @@ def backfill_massive(
         raise typer.Exit(FAILED)
 
 
+@export_app.command("qlib")
+def export_qlib(
+    out: Annotated[Path, typer.Option(help="The folder of the root; one folder per timeframe.")],
+    timeframe: Annotated[str | None, typer.Option(help="1m, 5m, 15m, 1h, 4h or 1d [1m].")] = None,
+    fields: Annotated[
+        str | None,
+        typer.Option(help="Columns of bar, indicator and feature, separated by commas; prices, volumes and count."),
+    ] = None,
+    symbols: BuildSymbols = None,
+    venue: Venue = None,
+    start: Annotated[str | None, typer.Option(help="From, inclusive: a day, a month or an instant (UTC).")] = None,
+    end: Annotated[str | None, typer.Option(help="To, inclusive: a day is the whole day.")] = None,
+    origin: Annotated[str | None, typer.Option(help="Of bars: trades, kline, flatfile or yahoo [trades].")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Hold the root against its format and the tables.")] = False,
+    root: Root = None,
+    json: Json = False,
+) -> None:
+    """Bars, indicators and features as a Qlib root: what is new is appended, see docs/export.md.
+
+    --check without --timeframe only checks what is there. Exit status 1: something is wrong with it.
+    """
+    from crypto_lake.build import export
+
+    settings, done, checked = load(root=root), None, None
+    with show.progress() as on_step:
+        if timeframe or not check:
+            wanted = export.Wanted(timeframe or "1m", fields, symbols, venue, start, end, origin)
+            done = export.export_qlib(settings.root, out, wanted, on_step=on_step)
+        if check:
+            checked = export.check_qlib(settings.root, out, venue=venue, origin=origin, on_step=on_step)
+    show.exported(done, checked, as_json=json)
+
+
+ExportedTable = Annotated[str, typer.Argument(help="A table, such as agg_trade.")]
+Out = Annotated[Path, typer.Option(help="A file with the form's ending, or a folder for a file per day.")]
+Columns = Annotated[str | None, typer.Option(help="Columns, separated by commas; all of them.")]
+
+
+@export_app.command("parquet")
+def export_parquet(
+    dataset: ExportedTable,
+    out: Out,
+    symbols: BuildSymbols = None,
+    venue: Venue = None,
+    start: BuildStart = None,
+    end: BuildEnd = None,
+    columns: Columns = None,
+    root: Root = None,
+    json: Json = False,
+) -> None:
+    """A table as Parquet, day by day."""
+    _extract("parquet", dataset, out, (symbols, venue, start, end, columns), root, as_json=json)
+
+
+@export_app.command("csv")
+def export_csv(
+    dataset: ExportedTable,
+    out: Out,
+    symbols: BuildSymbols = None,
+    venue: Venue = None,
+    start: BuildStart = None,
+    end: BuildEnd = None,
+    columns: Columns = None,
+    root: Root = None,
+    json: Json = False,
+) -> None:
+    """A table as CSV, day by day; lists (levels of books) are left out."""
+    _extract("csv", dataset, out, (symbols, venue, start, end, columns), root, as_json=json)
+
+
+@export_app.command("jsonl")
+def export_jsonl(
+    dataset: ExportedTable,
+    out: Out,
+    symbols: BuildSymbols = None,
+    venue: Venue = None,
+    start: BuildStart = None,
+    end: BuildEnd = None,
+    columns: Columns = None,
+    root: Root = None,
+    json: Json = False,
+) -> None:
+    """A table as lines of JSON, day by day."""
+    _extract("jsonl", dataset, out, (symbols, venue, start, end, columns), root, as_json=json)
+
+
+def _extract(
+    form: "Form", dataset: str, out: Path, said: tuple[str | None, ...], root: str | None, *, as_json: bool
+) -> None:
+    from crypto_lake.build.extract import Part, extract
+
+    symbols, venue, start, end, columns = said
+    part = Part(_words(symbols), venue, start, end, _words(columns))
+    with show.progress() as on_step:
+        done = extract(load(root=root).root, dataset, form, out, part, on_step=on_step)
+    show.extracted(done, as_json=as_json)
+
+
 @app.command("reconcile")
 def reconcile_days(
     dataset: Annotated[str, typer.Option(help="agg_trade, trade, bar, liquidation (cm), ...")],
@@ -604,6 +707,178 @@ def _prompt(question: str, check: Callable[[str], object], *, default: str | Non
         return text
 
     return str(typer.prompt(question, default=default, value_proc=fit, show_default=bool(default), err=True))
+
+
+def _build(build: "Callable[..., Built]", scheduler: str | None, workers: int, *, as_json: bool) -> None:
+    """Runs a build on a farm, shows how far it is, and then what it did."""
+    from crypto_lake.build.farm import farm
+
+    stop = _stopped_by_signals()
+    with farm(scheduler, workers) as (executor, at_once), show.progress() as on_step:
+        done = build(executor, at_once, on_step=on_step, stop=stop)
+    show.built(done, as_json=as_json)
+    if done.is_stopped:
+        raise typer.Exit(FAILED)
+
+
+@build_app.command("bars")
+def build_bars(
+    symbols: BuildSymbols = None,
+    venue: Venue = None,
+    start: BuildStart = None,
+    end: BuildEnd = None,
+    timeframes: Annotated[
+        str, typer.Option(help="Of 1s, 1m, 5m, 15m, 1h, 4h, 1d; longer ones are made of 1m, which is made too.")
+    ] = "1m,5m,15m,1h,4h,1d",
+    source: Annotated[str, typer.Option("--from", help="The table of the trades: agg_trade or trade.")] = "agg_trade",
+    late: Annotated[
+        str | None,
+        typer.Option(help="Trades that came when their bar was closed: revise it, or drop them [LAKE_LATE]."),
+    ] = None,
+    lateness: Annotated[
+        str | None, typer.Option(help="How late a trade may come to an interval that is over: 5s [LAKE_LATENESS_S].")
+    ] = None,
+    fill: Annotated[bool, typer.Option(help="A bar for intervals without trades, too.", show_default=True)] = True,
+    workers: Workers = 1,
+    scheduler: Scheduler = None,
+    root: Root = None,
+    json: Json = False,
+) -> None:
+    """Bars of trades: of days that are new or have changed, and the fillers that follow from them."""
+    from crypto_lake.build import bars
+    from crypto_lake.build.bar_rows import Rules, late_of, lateness_us
+
+    settings = load(root=root)
+    rules = Rules(late_of(late or settings.late), lateness_us(lateness or f"{settings.lateness_s}s"), fill)
+    wanted = bars.Wanted(symbols, venue, timeframes, source, start, end, rules)
+    _build(partial(bars.build, settings.root, wanted), scheduler, workers, as_json=json)
+
+
+@build_app.command("books")
+def build_books(
+    symbols: BuildSymbols = None,
+    venue: Venue = None,
+    start: BuildStart = None,
+    end: BuildEnd = None,
+    levels: Annotated[int, typer.Option(help="The best so many levels of each side.")] = 20,
+    every: Annotated[str, typer.Option(help="A row for each such interval with a change: 100ms, 1s, 1m.")] = "1s",
+    again: Annotated[
+        bool, typer.Option("--again", help="Make all of it anew, also with other --levels or --every.")
+    ] = False,
+    workers: Workers = 1,
+    scheduler: Scheduler = None,
+    root: Root = None,
+    json: Json = False,
+) -> None:
+    """Order books at regular intervals out of depth: of rows that are new, and what follows from late ones."""
+    from crypto_lake.build import books
+
+    settings = load(root=root)
+    wanted = books.Wanted(symbols, venue, start, end, levels, every, again)
+    _build(partial(books.build, settings.root, wanted), scheduler, workers, as_json=json)
+
+
+@build_app.command("indicators")
+def build_indicators(
+    symbols: BuildSymbols = None,
+    venue: Venue = None,
+    timeframes: Annotated[str | None, typer.Option(help="Such as 1m,1h; else all that there are bars of.")] = None,
+    origin: Annotated[
+        str | None, typer.Option(help="Bars of trades, kline, flatfile or yahoo alone; else the best of each time.")
+    ] = None,
+    workers: Workers = 1,
+    scheduler: Scheduler = None,
+    root: Root = None,
+    json: Json = False,
+) -> None:
+    """Indicators of bars, a row per bar: of bars that are new or revised, and of what follows from them."""
+    from crypto_lake.build import indicators
+
+    settings = load(root=root)
+    wanted = indicators.Wanted(symbols, venue, timeframes, origin)
+    _build(partial(indicators.build, settings.root, wanted), scheduler, workers, as_json=json)
+
+
+@build_app.command("features")
+def build_features(
+    symbols: BuildSymbols = None,
+    venue: Venue = None,
+    start: BuildStart = None,
+    end: BuildEnd = None,
+    timeframes: Annotated[str, typer.Option(help="Of the bars: 1m, 5m, 15m, 1h, 4h, 1d.")] = "1m",
+    reference: Annotated[
+        str, typer.Option(help="The other symbol of group K (for itself: BTCUSDT); binance:ETHUSDT, or none.")
+    ] = "ETHUSDT",
+    origin: Annotated[
+        str | None, typer.Option(help="Bars of trades, kline, flatfile or yahoo alone; else the best of each time.")
+    ] = None,
+    workers: Workers = 1,
+    scheduler: Scheduler = None,
+    root: Root = None,
+    json: Json = False,
+) -> None:
+    """The 111 features of bars: of new and revised bars, and of those whose windows reach into a change."""
+    from crypto_lake.build import features
+
+    settings = load(root=root)
+    wanted = features.Wanted(symbols, venue, start, end, timeframes, reference, origin)
+    _build(partial(features.build, settings.root, wanted), scheduler, workers, as_json=json)
+
+
+@build_app.command("imbalance")
+def build_imbalance(
+    symbols: BuildSymbols = None,
+    venue: Venue = None,
+    start: BuildStart = None,
+    end: BuildEnd = None,
+    settings: Annotated[str, typer.Option(help="Name of the parameters: one name, one set of them.")] = "default",
+    kind: Annotated[
+        str, typer.Option(help="What is added up: tick (1 a trade), volume, dollar (price x quantity) or usd_share.")
+    ] = "dollar",
+    side: Annotated[str, typer.Option(help="Sign of a trade: aggressor, or tick (by the price before).")] = "aggressor",
+    mode: Annotated[
+        str, typer.Option(help="Expected ticks are const, or ema: they follow the lengths of past bars.")
+    ] = "const",
+    compare: Annotated[str, typer.Option(help="A bar ends when the sum is ge or gt the threshold.")] = "ge",
+    init_ticks: Annotated[float, typer.Option(help="Expected ticks at the begin, and the warm-up.")] = 5000,
+    imbalance_window: Annotated[int, typer.Option(help="Past trades for the expected imbalance.")] = 10_000,
+    num_prev_bars: Annotated[int, typer.Option(help="Past bars for the expected ticks (ema).")] = 3,
+    min_ticks: Annotated[float, typer.Option(help="Expected ticks at the least (ema); 0: no limit.")] = 2500,
+    max_ticks: Annotated[float, typer.Option(help="Expected ticks at the most (ema); inf: no limit.")] = 10_000,
+    min_imbalance_share: Annotated[
+        float, typer.Option(help="The expected imbalance is at least this share of the mean trade; 0: no floor.")
+    ] = 0,
+    init_dollars: Annotated[float, typer.Option(help="usd_share: expected quote units of a bar at the begin.")] = 5e6,
+    alpha_d: Annotated[float, typer.Option(help="usd_share: weight of a bar in the expected quote units.")] = 0.1,
+    alpha_s: Annotated[float, typer.Option(help="usd_share: weight of a bar in the expected share.")] = 0.1,
+    source: Annotated[str, typer.Option("--from", help="Made of agg_trade or of trade.")] = "agg_trade",
+    again: Annotated[bool, typer.Option("--again", help="Make the series anew, by these parameters.")] = False,
+    workers: Workers = 1,
+    scheduler: Scheduler = None,
+    root: Root = None,
+    json: Json = False,
+) -> None:
+    """Imbalance bars of trades: each series goes on where it ended; made anew where trades came behind that."""
+    from crypto_lake.build import imbalance
+
+    lake = load(root=root).root
+    made_with = imbalance.parameters(
+        kind=kind,
+        side=side,
+        mode=mode,
+        compare=compare,
+        init_ticks=init_ticks,
+        imbalance_window=imbalance_window,
+        num_prev_bars=num_prev_bars,
+        min_ticks=min_ticks,
+        max_ticks=max_ticks,
+        min_imbalance_share=min_imbalance_share,
+        init_dollars=init_dollars,
+        alpha_d=alpha_d,
+        alpha_s=alpha_s,
+    )
+    wanted = imbalance.Wanted(made_with, settings, symbols, venue, start, end, source, again)
+    _build(partial(imbalance.build, lake, wanted), scheduler, workers, as_json=json)
 
 
 @app.command()

@@ -20,6 +20,7 @@ ModeOrNone = Literal["streaming", "batch", "parallel", ""]
 DepthSpeed = Literal["0ms", "100ms", "250ms", "500ms", "1000ms"]
 SinkFormat = Literal["delta", "parquet", "jsonl"]
 Timeframe = Literal["1m", "1d"]
+LatePolicy = Literal["revise", "drop"]
 CommaList = Annotated[tuple[str, ...], NoDecode]
 
 ALL_SYMBOLS = "all"
@@ -67,10 +68,30 @@ class Settings(BaseSettings):
         description="USD-M symbols; another venue in front (binance:BTCUSDT); all = every trading perpetual",
     )
     depth_speed: DepthSpeed = Field("100ms", alias="LAKE_DEPTH_SPEED", description="how often the book is sent")
+    book_every_s: float = Field(
+        1800,
+        ge=0,
+        alias="LAKE_BOOK_EVERY_S",
+        description="seconds between whole books of a symbol in `depth`; 0 = only at the begin and behind holes",
+    )
     redundancy: int = Field(
         2, ge=1, le=4, alias="LAKE_REDUNDANCY", description="connections per stream; what comes twice is written once"
     )
     price_every_s: float = Field(60, gt=0, alias="LAKE_PRICE_EVERY_S", description="seconds between price snapshots")
+
+    bars: CommaList = Field(
+        ("1m", "5m", "15m", "1h", "4h", "1d"),
+        alias="LAKE_BARS",
+        description="bars made of trades while they come (also 1s), see docs/live_bars.md; empty = none",
+    )
+    late: LatePolicy = Field(
+        "revise",
+        alias="LAKE_LATE",
+        description="a trade that comes when its bar is closed: revise the bar, or drop the trade from bars",
+    )
+    lateness_s: float = Field(
+        5, ge=0, alias="LAKE_LATENESS_S", description="seconds by which trades may be late before their bar is closed"
+    )
 
     collector_id: str = Field(
         "",
@@ -149,7 +170,7 @@ class Settings(BaseSettings):
     log_to_terminal: bool = Field(True, alias="LOG_TO_TERMINAL", description="log on stderr, readable")
     log_to_file: bool = Field(False, alias="LOG_TO_FILE", description="log to LAKE_STATE/log as JSON lines, rotated")
 
-    @field_validator("datasets", "symbols", mode="before")
+    @field_validator("datasets", "symbols", "bars", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):

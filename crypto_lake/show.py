@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from crypto_lake.config import ConfigError, Settings, origin, unknown_names
+from crypto_lake.config import Settings, origin, unknown_names
 from crypto_lake.models import Dataset
 
 if TYPE_CHECKING:
@@ -28,16 +28,21 @@ if TYPE_CHECKING:
     from crypto_lake.backfill.plan import Absent
     from crypto_lake.backfill.reconcile import Outcome, Reconciled
     from crypto_lake.backfill.yahoo import Summary as Charted
+    from crypto_lake.build.export import Checked, Exported
+    from crypto_lake.build.extract import Extracted
     from crypto_lake.build.flow import Built
     from crypto_lake.query import Report
     from crypto_lake.query.watermarks import Watermarks
     from crypto_lake.writers.maintenance import Done
 
 ROWS_ON_A_TERMINAL: Final = 20
+# A table with more columns would be lines and no figures: of such a one the first that say something.
+MOST_COLUMNS: Final = 16
+COLUMNS_SHOWN: Final = 12
 PAGE_WIDTH: Final = 120
 FAILED: Final = 1
 UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
-WRITERS: Final = (".csv", ".parquet", ".jsonl")
+BATCH_ROWS: Final = 200_000
 FINDINGS_SHOWN: Final = 40
 FEW_LINES: Final = 10
 # Of more symbols than that only the laggards are named.
@@ -140,28 +145,72 @@ def rows(found: pl.LazyFrame, *, limit: int | None, out: Path | None, as_json: b
     if as_json:
         typer.echo(shown.write_ndjson(), nl=False)
         return
-    table = Table(*shown.columns)
-    for row in shown.iter_rows():
+    few = shown.columns if len(shown.columns) <= MOST_COLUMNS else [*_telling(shown)][:COLUMNS_SHOWN]
+    table = Table(*few)
+    for row in shown.select(few).iter_rows():
         table.add_row(*map(_cell, row))
     _console().print(table)
+    if left := shown.width - len(few):
+        typer.echo(f"{left} more columns; --columns A,B for those you want, --out FILE for all")
     if limit is None and shown.height == ROWS_ON_A_TERMINAL:
         typer.echo(f"the first {shown.height} rows; --limit N for more, --out FILE for all")
 
 
+def _telling(shown: pl.DataFrame) -> Iterator[str]:
+    """The columns that say something in these rows: several things, or one that is not said by all rows of a table."""
+    for name in shown.columns:
+        if shown[name].null_count() < shown.height and name not in ("source", "date", "received_time"):
+            yield name
+
+
 def _export(found: pl.LazyFrame, out: Path) -> None:
-    if out.suffix not in WRITERS:
-        raise ConfigError(f"--out {out}: the ending says what it becomes: {', '.join(WRITERS)}")
-    flat = pl.selectors.exclude(pl.selectors.nested())
-    try:
-        if out.suffix == ".parquet":
-            found.sink_parquet(out, compression="zstd")
-        elif out.suffix == ".jsonl":
-            found.sink_ndjson(out)
-        else:
-            found.select(flat).sink_csv(out)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written: {error}") from None
-    typer.echo(f"wrote {out} ({_size(out.stat().st_size)})")
+    from crypto_lake.writers.extract import form_of, left_out, write
+
+    form, schema = form_of(out), found.collect_schema()
+    write(out, form, schema, found.collect_batches(chunk_size=BATCH_ROWS))
+    typer.echo(f"wrote {out} ({_size(out.stat().st_size)}){_without(left_out(form, schema))}")
+
+
+def _without(columns: list[str]) -> str:
+    return f"; without {', '.join(columns)}, of which CSV has no form" if columns else ""
+
+
+def extracted(done: "Extracted", *, as_json: bool) -> None:
+    """What was written for other programs."""
+    if as_json:
+        _json(asdict(done))
+        return
+    files = "" if done.files == 1 else f" in {done.files:,} files"
+    typer.echo(f"wrote {done.rows:,} rows{files} to {done.out}, in {done.seconds:.1f} s{_without(done.left_out)}")
+
+
+def exported(done: "Exported | None", checked: "Checked | None", *, as_json: bool) -> None:
+    """What an export to Qlib did, and what is wrong with the root; exit status 1 if something is."""
+    if as_json:
+        found = {"findings": [each._asdict() for each in checked.findings]} if checked else {}
+        _json((asdict(checked) if checked else {}) | (asdict(done) if done else {}) | found)
+    else:
+        if done:
+            _say_exported(done)
+        if checked:
+            _say_checked(checked)
+    if checked and checked.findings:
+        raise typer.Exit(FAILED)
+
+
+def _say_exported(done: "Exported") -> None:
+    size = f"{_count(done.symbols, 'symbol')}, {_count(done.fields, 'field')}, {done.slots:,} slots of {done.frequency}"
+    how = "made anew" if done.is_anew else f"{done.added:,} of them appended" if done.added else "nothing new"
+    typer.echo(f"{done.folder}: {size}: {how}, in {done.seconds:.1f} s")
+    for note in done.notes:
+        typer.echo(f"crypto-lake: {note}", err=True)
+
+
+def _say_checked(checked: "Checked") -> None:
+    for finding in checked.findings:
+        typer.echo(f"{finding.file}: {finding.what}")
+    about = f"{checked.folder}: {_count(checked.symbols, 'symbol')}, {checked.slots:,} slots of {checked.frequency}"
+    typer.echo(f"{about}: {_count(len(checked.findings), 'finding') if checked.findings else 'as it should be'}")
 
 
 def schema(datasets: list[Dataset], *, as_json: bool) -> None:

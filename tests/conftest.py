@@ -38,6 +38,7 @@ class Recorder:
             "LAKE_STATE": str(self.state),
             "LAKE_METRICS_PORT": "0",
             "LAKE_COMMIT_EVERY_S": "0.3",
+            "LAKE_BARS": "",  # a process more, for those who want bars
             **environment,
         }
         self.process: asyncio.subprocess.Process | None = None

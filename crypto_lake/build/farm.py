@@ -5,12 +5,14 @@ Whatever the farm, tasks only read and compute, and the process that started the
 
 import multiprocessing
 import os
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Final, ParamSpec, TypeVar
 
 from crypto_lake.config import ConfigError, child_environment
+from crypto_lake.query.findings import first_line
 from crypto_lake.writers import CommitFailed
 
 P = ParamSpec("P")
@@ -83,10 +85,12 @@ def _cluster(address: str) -> Iterator[tuple[Executor, int]]:
             "--scheduler needs Dask's distributed: install crypto-lake with the extra dask (pip install "
             "'crypto-lake[dask]')"
         ) from None
+    if not re.match(r"[a-z]+://[^/]", address):
+        raise ConfigError(f"--scheduler {address}: that is no address; tcp://host:8786 is one")
     try:
         client: Any = Client(address, timeout=CONNECT_S, set_as_default=False)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, TimeoutError) as error:
-        raise ConfigError(f"--scheduler {address}: no Dask scheduler answers there ({_first_line(error)})") from None
+        raise ConfigError(f"--scheduler {address}: no Dask scheduler answers there ({first_line(error)})") from None
     try:
         cores = sum(client.nthreads().values())
         if not cores:
@@ -95,7 +99,3 @@ def _cluster(address: str) -> Iterator[tuple[Executor, int]]:
         yield client.get_executor(pure=False), cores
     finally:
         client.close()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,11 +1,17 @@
 """How a build goes on: series side by side, each a list of steps, and one process that commits."""
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, field
 from threading import Event
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
+
+from crypto_lake.writers import CommitConflict
+
+# Others commit to the table every some seconds at the most; so many conflicts in a row are no chance.
+CONFLICTS: Final = 10
 
 
 class Call(NamedTuple):
@@ -46,6 +52,24 @@ class Built:
         """Notes it, unless it was said before."""
         if note not in self.notes:
             self.notes.append(note)
+
+
+B = TypeVar("B", bound=Built)
+
+
+def settled(make: Callable[[], B]) -> B:
+    """What `make` has built; from the tables anew as often as somebody else was faster. Raises `CommitConflict`."""
+    began_s = time.monotonic()
+    for left in reversed(range(CONFLICTS)):
+        try:
+            built = make()
+        except CommitConflict:
+            if not left:
+                raise
+        else:
+            break
+    built.seconds = time.monotonic() - began_s
+    return built
 
 
 def drive(

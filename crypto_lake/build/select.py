@@ -61,19 +61,29 @@ def chosen(held: Iterable[Market], symbols: str | None, venue: str | None, *, ta
     if not there:
         of_venue = f" of venue {venue!r}" if venue else ""
         raise ConfigError(f"table {table} holds no rows{of_venue}{_nearest_venue(held, venue)}")
-    names = [part.strip() for part in (symbols or EVERY).split(",") if part.strip()]
-    if names in ([], [EVERY]):
+    names = _names(symbols)
+    if names == [EVERY]:
         return there
     found = {market: None for name in names for market in _meant(name, there, table)}
     return list(found)
 
 
-def markets(of: Snapshot, days: Days, symbols: str | None = None) -> dict[Market, list[date]]:
-    """The markets in a table, each with its days; only those that `symbols` may mean are looked for."""
-    every = symbols is None or symbols in ("", EVERY)
-    names = None if every else {part.strip().rpartition(":")[2] for part in str(symbols).split(",")}
-    found = of.markets(days.first, days.last, symbols=names)
-    return {Market(*market): held for market, held in found.items()}
+def asked(of: Snapshot, days: Days, symbols: str | None, venue: str | None) -> dict[Market, list[date]]:
+    """The same of the markets that a table holds on these days, each with its days there, in order."""
+    held = {Market(*market): its for market, its in of.markets(*days, symbols=named(symbols)).items()}
+    try:
+        meant = chosen(held, symbols, venue, table=of.dataset)
+    except ConfigError:
+        # Who knows all names can say which one was meant.
+        chosen((Market(*market) for market in of.markets(*days)), symbols, venue, table=of.dataset)
+        raise
+    return {market: held[market] for market in meant}
+
+
+def named(symbols: str | None) -> set[str] | None:
+    """The symbols of a list with commas, without their venues; None for all."""
+    names = _names(symbols)
+    return None if names == [EVERY] else {name.rpartition(":")[2] for name in names}
 
 
 def one_of(option: str, words: str, known: Collection[str]) -> tuple[str, ...]:
@@ -84,6 +94,15 @@ def one_of(option: str, words: str, known: Collection[str]) -> tuple[str, ...]:
     if not asked:
         raise ConfigError(f"{option}: name at least one of {', '.join(known)}")
     return tuple(word for word in known if word in asked)
+
+
+def is_meant(symbols: str | None, market: Market) -> bool:
+    """Whether a list with commas names this market, or all."""
+    return not {EVERY, market.symbol, str(market)}.isdisjoint(_names(symbols))
+
+
+def _names(symbols: str | None) -> list[str]:
+    return [part.strip() for part in (symbols or "").split(",") if part.strip()] or [EVERY]
 
 
 def _meant(name: str, there: list[Market], table: str) -> list[Market]:

@@ -11,9 +11,11 @@ from crypto_lake.models.coverage import COVERAGE
 from crypto_lake.models.dataset import Dataset
 from crypto_lake.models.depth import DEPTH
 from crypto_lake.models.dump_file import DUMP_FILE
+from crypto_lake.models.feature import FEATURE
 from crypto_lake.models.funding_rate import FUNDING_RATE
 from crypto_lake.models.gap import GAP
 from crypto_lake.models.imbalance_bar import IMBALANCE_BAR
+from crypto_lake.models.indicator import INDICATOR
 from crypto_lake.models.liquidation import LIQUIDATION
 from crypto_lake.models.mark_price import MARK_PRICE
 from crypto_lake.models.open_interest import OPEN_INTEREST
@@ -28,7 +30,7 @@ DATASETS: Final[dict[str, Dataset]] = {
     for dataset in (
         *(LIQUIDATION, DEPTH, AGG_TRADE, PRICES, TRADE, BOOK_TICKER, MARK_PRICE),
         *(FUNDING_RATE, OPEN_INTEREST),
-        *(BAR, BOOK_SNAPSHOT, IMBALANCE_BAR),
+        *(BAR, BOOK_SNAPSHOT, IMBALANCE_BAR, INDICATOR, FEATURE),
         *(GAP, REJECTED, QUALITY, COVERAGE, DUMP_FILE, SYMBOL_TABLE),
     )
 }

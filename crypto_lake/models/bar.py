@@ -30,6 +30,9 @@ TIMEFRAMES_US: Final[dict[str, int]] = {
     "1d": 86_400_000_000,
 }
 
+# Venues that never close.
+AROUND_THE_CLOCK: Final = (FUTURES, SPOT, COIN_M, CRYPTO)
+
 # Origins.
 TRADES: Final = "trades"
 KLINE: Final = "kline"

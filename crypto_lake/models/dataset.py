@@ -245,6 +245,11 @@ class Dataset:
         return frozenset(kind.venue for kind in self.flat.values())
 
     @property
+    def is_derived(self) -> bool:
+        """Whether its rows are made of those of other tables alone: what it lacks is what these lack."""
+        return not (self.live or self.poll or self.dump or self.flat or self.charts)
+
+    @property
     def is_retold(self) -> bool:
         """Whether the venue may tell a row again under its key at a later time, and so maybe on the next day."""
         return self.sequence is None and self.order is not None and self.schema[self.order] == pl.Int64

@@ -1,8 +1,8 @@
-"""Is the recorder well? A pure judgement, and the two pages that show it to the machine it runs on."""
+"""Is the recorder well? A pure judgement, and the pages that show it to the machine it runs on."""
 
 import errno
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -62,6 +62,7 @@ class Progress:
     load_level: int = 0
     load_reason: str = ""
     store_failing_since_s: float | None = None
+    bars_trouble: str = ""  # why the table `bar` is not up to date
     # Venue and symbol of what should be collected and is not to be had.
     unlisted: tuple[tuple[str, str], ...] = ()
 
@@ -118,6 +119,8 @@ def _worrying(progress: Progress, late_s: Mapping[str, float], now_s: float) -> 
     if progress.store_failing_since_s is not None:
         failing_s = now_s - progress.store_failing_since_s
         reasons.append(f"the store has been failing for {failing_s:.0f} s; the journal keeps everything")
+    if progress.bars_trouble:
+        reasons.append(f"no bars are made: {progress.bars_trouble}")
     allowed_s, stuck_s = _allowed_s(progress), STUCK_TIMES * _allowed_s(progress)
     reasons += [f"{name}: no commit for {late:.0f} s" for name, late in late_s.items() if allowed_s < late <= stuck_s]
     reasons += [
@@ -186,8 +189,13 @@ def _age_s(at_s: float | None, now_s: float) -> float | None:
     return None if at_s is None else round(now_s - at_s, 1)
 
 
+# What a page answers to the words behind the `?`: the HTTP status, and JSON.
+Answer = tuple[int, bytes]
+Page = Callable[[Mapping[str, str]], Awaitable[Answer]]
+
+
 class Pages:
-    """`/metrics` and `/health`, served until `close()`."""
+    """`/metrics`, `/health` and whatever else is asked for, served until `close()`."""
 
     def __init__(self, runner: web.AppRunner, port: int) -> None:
         self.port = port
@@ -197,14 +205,18 @@ class Pages:
         await self._runner.cleanup()
 
 
-async def start(port: int, health: Callable[[], Health]) -> Pages:
-    """Serve both pages on this machine only; port 0 takes any free one, `Pages.port` says which.
+async def start(port: int, health: Callable[[], Health], more: Mapping[str, Page] | None = None) -> Pages:
+    """Serve the pages on this machine only; port 0 takes any free one, `Pages.port` says which.
+
+    `more` are further pages by their path.
 
     Raises `ConfigError` when the port cannot be had.
     """
     app = web.Application()
     app.router.add_get("/metrics", _metrics)
     app.router.add_get("/health", partial(_health, health))
+    for path, page in (more or {}).items():
+        app.router.add_get(path, partial(_page, page))
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=CLOSE_S)
     await runner.setup()
     try:
@@ -234,3 +246,8 @@ async def _health(health: Callable[[], Health], _: web.Request) -> web.Response:
     now = health()
     page = {"status": now.status, "reasons": list(now.reasons), "details": now.details}
     return web.json_response(page, status=503 if now.status == "failing" else 200)
+
+
+async def _page(page: Page, request: web.Request) -> web.Response:
+    status, body = await page(request.query)
+    return web.Response(status=status, body=body, content_type="application/json")

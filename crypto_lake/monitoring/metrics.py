@@ -73,6 +73,23 @@ last_commit_time_seconds = _gauge("last_commit_time_seconds", "When the newest c
 drain_rss_bytes = _gauge("drain_rss_bytes", "Resident memory after a drain (bytes)")
 maintenance_runs_total = _counter("maintenance_runs_total", "Maintenance runs (runs)", "verb", "result")
 
+# Live bars.
+live_bars_total = _counter("live_bars_total", "Bars closed or revised while trades came in (bars)", "timeframe", "what")
+late_trades_dropped_total = _counter(
+    "late_trades_dropped_total", "Trades that came after their bar was closed and are in none (trades)", "venue"
+)
+live_bar_delay_seconds = Histogram(
+    "live_bar_delay_seconds",
+    "From the arrival of the trade that closed a bar to the bar on the page /bars (seconds)",
+    namespace=PREFIX,
+    registry=REGISTRY,
+    buckets=(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5),
+)
+table_bars_total = _counter("table_bars_total", "Bars written into the table bar (rows)", "what")
+table_bars_failures_total = _counter(
+    "table_bars_failures_total", "Times the table bar could not be brought up to date (builds)"
+)
+
 # REST.
 rest_requests_total = _counter(
     "rest_requests_total", "Requests by HTTP status; none = no answer (requests)", "venue", "status"

@@ -84,10 +84,11 @@ def coverage(
 
 
 def _asked(name: str | None) -> list[Dataset]:
-    chosen = [dataset_named(name)] if name else [each for each in DATASETS.values() if is_market(each)]
-    if name and not is_market(chosen[0]):
+    if name is None:
+        return [each for each in DATASETS.values() if is_market(each) and not each.is_derived]
+    if not is_market(dataset_named(name)):
         raise ConfigError(f"{name} has no days to cover; name a dataset of a venue")
-    return chosen
+    return [dataset_named(name)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """A table at one version, and what has changed in it since an older one: what a build reads, whoever adds meanwhile."""
 
 import json
+import zlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
@@ -8,15 +9,20 @@ from typing import Any, Final
 
 import polars as pl
 from deltalake import DeltaTable
-from deltalake.exceptions import TableNotFoundError
+from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.fs import DeltaStorageHandler
 from pyarrow import fs
 
+from crypto_lake.config import ConfigError
 from crypto_lake.models import Dataset
 from crypto_lake.models.dataset import DATE, TIME
+from crypto_lake.query.findings import first_line
 from crypto_lake.query.source import PARTITION
 
 CASTS: Final = pl.ScanCastOptions(datetime_cast=["nanosecond-downcast", "convert-timezone"])
+# A table's number and its version fit into the 64 bits of an app transaction.
+TABLES: Final = 2**30
+VERSIONS: Final = 2**32
 # Statistics of times may be cut to whole milliseconds.
 SLACK_US: Final = 999
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -58,7 +64,11 @@ class File:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
-    """A table at one version. It can be sent to another process that sees the same storage."""
+    """A table at one version. It can be sent to another process that sees the same storage.
+
+    `version` is the table's own number, and in front of it (times 2**32) one that stands for the table: what was made
+    from a table that has been deleted since is not up to date with one that came in its place.
+    """
 
     dataset: str
     uri: str
@@ -123,11 +133,14 @@ class Snapshot:
 
 
 def snapshot(root: str, dataset: Dataset) -> Snapshot | None:
-    """The table as it is now; None if there is none."""
+    """The table as it is now; None if there is none. Raises `ConfigError` when it cannot be read."""
+    place = f"{root.rstrip('/')}/{dataset.name}"
     try:
-        table = DeltaTable(f"{root.rstrip('/')}/{dataset.name}")
+        table = DeltaTable(place)
     except TableNotFoundError:
         return None
+    except (DeltaError, OSError, ValueError) as error:
+        raise ConfigError(f"LAKE_ROOT={root}: table {dataset.name} cannot be read: {first_line(error)}") from None
     columns = dict(pl.Schema(table.schema()))
     del columns[PARTITION]
     ordered = {name: columns[name] for name in dataset.schema if name in columns}
@@ -135,7 +148,7 @@ def snapshot(root: str, dataset: Dataset) -> Snapshot | None:
     return Snapshot(
         dataset.name,
         table.table_uri.rstrip("/"),
-        table.version(),
+        zlib.crc32(str(table.metadata().id).encode()) % TABLES * VERSIONS + table.version(),
         files,
         dataset.partition,
         {**ordered, **columns},
@@ -164,11 +177,11 @@ def touched(now: Snapshot, since: int) -> list[Touched] | None:
     """
     if since == now.version:
         return []
-    if not 0 <= since < now.version or now.version - since > MOST_COMMITS:
+    if since // VERSIONS != now.version // VERSIONS or not 0 < now.version - since <= MOST_COMMITS:
         return None
     store = fs.PyFileSystem(DeltaStorageHandler(now.uri))
     try:
-        return [each for version in range(since + 1, now.version + 1) for each in _changes(store, version)]
+        return [each for version in range(since + 1, now.version + 1) for each in _changes(store, version % VERSIONS)]
     except FileNotFoundError:
         return None
 

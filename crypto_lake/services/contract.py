@@ -4,11 +4,20 @@ from typing import Final
 
 from msgspec import Struct
 
-from crypto_lake.config import SinkFormat
+from crypto_lake.config import LatePolicy, SinkFormat
 from crypto_lake.models.symbol import Named
 
 # Decoding is one thread's work, and two cores are shared with the sockets.
 THREADS: Final = "1"
+
+
+class BarOrder(Struct):
+    """Which bars of the table `bar` are kept up to date, and what becomes of late trades (see `features.live_bars`)."""
+
+    source: str
+    timeframes: list[str]
+    late: LatePolicy
+    lateness_us: int
 
 
 class Order(Struct):
@@ -24,6 +33,7 @@ class Order(Struct):
     # Whether a store that is away at the start is waited for: a first start would be a mistake of the settings.
     has_recorded: bool = False
     last_drain_s: float = 30.0
+    bars: BarOrder | None = None
 
 
 class Ready(Struct, tag=True):
@@ -83,6 +93,22 @@ class Trouble(Struct, tag=True):
     reason: str
 
 
+class BarsMade(Struct, tag=True):
+    """The table `bar` is up to date with the trades: bars that are new, and that are there once more."""
+
+    added: int
+    revised: int
+    findings: int
+    seconds: float
+    notes: list[str]
+
+
+class BarsNotMade(Struct, tag=True):
+    """It is not; it will be tried again, and no trade is lost by it."""
+
+    reason: str
+
+
 class Round(Struct, tag=True):
     """Every dataset was looked at; `positions` is how far each is."""
 
@@ -90,4 +116,4 @@ class Round(Struct, tag=True):
     rss_bytes: int
 
 
-Report = Ready | Symbols | Refusal | Batch | Holes | Trouble | Round
+Report = Ready | Symbols | Refusal | Batch | Holes | Trouble | BarsMade | BarsNotMade | Round

@@ -25,6 +25,7 @@ from crypto_lake.models.bar import BAR
 from crypto_lake.models.depth import DEPTH
 from crypto_lake.models.frame import OTHERS
 from crypto_lake.monitoring import health, metrics, notify
+from crypto_lake.services.bars import Bars, table_order
 from crypto_lake.services.collect import Feed, Policy, keep, plan, replan
 from crypto_lake.services.contract import Holes
 from crypto_lake.services.drainer import Drainer
@@ -83,6 +84,7 @@ class Daemon:
         self._counted: dict[Feed, tuple[int, ...]] = {}
         names = [dataset.name for dataset in self.datasets]
         self._drainer = Drainer(settings, names, self._hear, self.selection.hear)
+        self._bars = Bars(settings, self.datasets)
 
     async def run(self, *, run_s: float | None = None) -> None:
         """Records until `stop`, or for `run_s` seconds; then closes the sockets, the journals and the tables.
@@ -91,7 +93,9 @@ class Daemon:
         """
         # What is opened last is closed first: the sockets, then the journals, which the worker then drains whole.
         async with contextlib.AsyncExitStack() as stack:
-            pages = await health.start(self.settings.metrics_port, lambda: self.judge(time.time()))
+            pages = await health.start(
+                self.settings.metrics_port, lambda: self.judge(time.time()), {"/bars": self._bars.page}
+            )
             stack.push_async_callback(pages.close)
             stack.callback(os.close, _alone(self.settings.state))
             self.port = pages.port
@@ -99,6 +103,7 @@ class Daemon:
             self._open_journals()
             await self._drainer.start()
             stack.push_async_callback(self._drain_and_end, self._watch_drainer())
+            stack.push_async_callback(self._end_bars, asyncio.create_task(self._bars.watch(), name="live bars"))
             rest = await stack.enter_async_context(Rest(self.settings.rest_address, api_key=self.settings.api_key))
             asking = asyncio.create_task(self.selection.begin(rest))
             await first_of(self.stop, asking)
@@ -112,6 +117,7 @@ class Daemon:
     def kill(self) -> None:
         """Ends the worker at once; what is not in the tables is in the journals."""
         self._drainer.kill()
+        self._bars.kill()
 
     def judge(self, now_s: float) -> health.Health:
         """How it is."""
@@ -131,6 +137,7 @@ class Daemon:
             load_level=self._load.level,
             load_reason=self._load.reason,
             store_failing_since_s=drained.failing_since_s,
+            bars_trouble=drained.bars_trouble,
             unlisted=tuple(self.selection.unlisted),
         )
         judged = health.judge(progress, now_s=now_s)
@@ -192,6 +199,12 @@ class Daemon:
         )
         log.info("stopped", rows=sum(self._drainer.progress.rows.values()), journal_bytes_for_the_next_start=left)
 
+    async def _end_bars(self, watching: "asyncio.Task[None]") -> None:
+        """Bars are made of the journal alone: nothing of it is lost with them."""
+        await self._bars.finish()
+        watching.cancel()
+        await asyncio.wait([watching])
+
     @property
     def charted(self) -> list[tuple[str, str]]:
         """Venue and symbol of what Yahoo is asked for now."""
@@ -241,7 +254,8 @@ class Daemon:
     def _listen(self, group: asyncio.TaskGroup) -> None:
         """The feeds, which end with `stop` when what has arrived is in the journals; and maintenance."""
         self._keep(group, self.feeds)
-        group.create_task(maintain(self.settings, list(self._journals), self._drainer, self.stop))
+        tables = dict.fromkeys([*self._journals, *([BAR.name] if table_order(self.settings, self.datasets) else [])])
+        group.create_task(maintain(self.settings, list(tables), self._drainer, self.stop))
 
     def _keep(self, group: asyncio.TaskGroup, feeds: list[Feed]) -> None:
         for feed in feeds:
@@ -300,7 +314,7 @@ class Daemon:
         ]
         work.append(self._follow(group, rest))
         if DEPTH.name in self._journals:
-            work.append(self._books.fetch(rest, self._journals[DEPTH.name], gate))
+            work.append(self._books.fetch(rest, self._journals[DEPTH.name], gate, every_s=self.settings.book_every_s))
         if BAR.name in self._journals and self.settings.yahoo_every_s:
             work.append(record(self.settings, lambda: self.charted, self._journals[BAR.name], gate))
         work.append(self._repair.run(rest, self._journals, gate))

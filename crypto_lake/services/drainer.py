@@ -12,9 +12,25 @@ import structlog
 
 from crypto_lake.config import ConfigError, Settings, child_environment, collector_id
 from crypto_lake.connections.backoff import backoff_s
+from crypto_lake.models import DATASETS
+from crypto_lake.models.bar import BAR
 from crypto_lake.models.symbol import Named
 from crypto_lake.monitoring import metrics
-from crypto_lake.services.contract import THREADS, Batch, Holes, Order, Ready, Refusal, Report, Round, Symbols, Trouble
+from crypto_lake.services.bars import table_order
+from crypto_lake.services.contract import (
+    THREADS,
+    BarsMade,
+    BarsNotMade,
+    Batch,
+    Holes,
+    Order,
+    Ready,
+    Refusal,
+    Report,
+    Round,
+    Symbols,
+    Trouble,
+)
 
 log = structlog.get_logger()
 
@@ -43,6 +59,9 @@ class Progress:
     findings: dict[str, int] = field(default_factory=dict)
     # Stretches of missing ids that are being asked for.
     open_holes: dict[str, int] = field(default_factory=dict)
+    # Bars written into the table `bar`, and why it is not up to date.
+    bars: int = 0
+    bars_trouble: str = ""
 
 
 class Drainer:
@@ -68,9 +87,11 @@ class Drainer:
             commit_every_s=settings.commit_every_s,
             batch_messages=settings.batch_messages,
             has_recorded=any(settings.journals.glob("*/*.journal")),
+            bars=table_order(settings, [DATASETS[name] for name in datasets]),
         )
         self._process: asyncio.subprocess.Process | None = None
         self._troubled: set[str] = set()
+        self._noted: set[str] = set()  # what builds of bars had to say is said once
         self._ending = False
 
     async def start(self) -> None:
@@ -149,6 +170,10 @@ class Drainer:
                     self._on_symbols(venues)
                 case Trouble() as trouble:
                     self._worry(trouble)
+                case BarsMade() as made:
+                    self._count_bars(made)
+                case BarsNotMade(reason):
+                    self._worry_about_bars(reason)
                 case Refusal(reason):
                     raise ConfigError(reason)
                 case Round() as done:
@@ -183,6 +208,27 @@ class Drainer:
         metrics.commit_seconds.labels(name).observe(batch.seconds)
         metrics.committed_position.labels(name).set(batch.position)
         metrics.last_commit_time_seconds.labels(name).set(now_s)
+
+    def _count_bars(self, made: BarsMade) -> None:
+        progress = self.progress
+        progress.bars += made.added
+        if made.added or made.revised:
+            progress.commits[BAR.name] = progress.commits.get(BAR.name, 0) + 1
+        metrics.table_bars_total.labels("added").inc(made.added)
+        metrics.table_bars_total.labels("revised").inc(made.revised)
+        metrics.findings_total.labels(BAR.name).inc(made.findings)
+        for note in set(made.notes) - self._noted:
+            log.info("bars", note=note)
+            self._noted.add(note)
+        if progress.bars_trouble:
+            log.info("bars_are_made_again")
+            progress.bars_trouble = ""
+
+    def _worry_about_bars(self, reason: str) -> None:
+        metrics.table_bars_failures_total.inc()
+        if not self.progress.bars_trouble:
+            log.error("bars_not_made", reason=reason, lost="nothing: they are made of the table, with the next commit")
+        self.progress.bars_trouble = reason
 
     def _worry(self, trouble: Trouble) -> None:
         metrics.commit_failures_total.labels(trouble.dataset).inc()

@@ -1,4 +1,8 @@
-"""Snapshots of the book: one per symbol after a hole, not older than the stream it is for, within the weight budget."""
+"""Snapshots of the book: one per symbol after a hole, not older than the stream it is for, and one every so often.
+
+All within the weight budget. A snapshot knows the levels near the price of its time; when the price has left them a
+book is not whole any more without another one.
+"""
 
 import asyncio
 import random
@@ -80,11 +84,26 @@ class Snapshots:
         """How many books are still to be fetched."""
         return len(self._needs)
 
-    async def fetch(self, rest: Rest, journal: Journal, may_read: asyncio.Event) -> None:
-        """Fetches what is asked for, some at a time, for ever; not while the disk would not take the answers."""
+    async def fetch(self, rest: Rest, journal: Journal, may_read: asyncio.Event, *, every_s: float = 0) -> None:
+        """Fetches what is asked for, some at a time, for ever; not while the disk would not take the answers.
+
+        With `every_s` each book is fetched again after about so long.
+        """
         async with asyncio.TaskGroup() as group:
+            if every_s:
+                group.create_task(self._renew(every_s))
             for _ in range(AT_ONCE):
                 group.create_task(self._work(rest, journal, may_read))
+
+    async def _renew(self, every_s: float) -> None:
+        """All books in turns, evenly: the budget is for holes in the first place."""
+        while True:
+            books = sorted(self._newest)
+            await asyncio.sleep(0 if books else every_s)
+            for book in books:
+                await asyncio.sleep(every_s / len(books))
+                if book in self._newest:
+                    self.need(*book, self._newest[book] + 1)
 
     async def _work(self, rest: Rest, journal: Journal, may_read: asyncio.Event) -> None:
         while True:

@@ -11,6 +11,7 @@ import resource
 import select
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,7 @@ from crypto_lake.services.contract import (
 )
 from crypto_lake.services.drain import Drain, Drained
 from crypto_lake.services.look import Look
+from crypto_lake.services.table_bars import TableBars
 from crypto_lake.writers import CommitFailed, CommitUnknown, Sink, StoreAway
 from crypto_lake.writers.delta import Lake
 from crypto_lake.writers.files import Files
@@ -58,7 +60,8 @@ def sink_of(sink: SinkFormat, root: str) -> Sink:
 
 def work(order: Order) -> None:
     """Drains at the interval ordered until standard input closes, then once more."""
-    sink = sink_of(order.sink, order.root)
+    bars = TableBars(order.root, order.bars) if order.bars else None
+    sink = bars.lake() if bars else sink_of(order.sink, order.root)
     journals = Path(order.journals)
     drains = [
         Drain(
@@ -87,6 +90,14 @@ def work(order: Order) -> None:
             if not trouble:
                 patience_s = order.last_drain_s if is_told_to_end else 10 * order.commit_every_s
                 drain_all(drains, time.monotonic() + patience_s, look)
+                _make_bars(bars, order.last_drain_s if is_told_to_end else None)
+
+
+def _make_bars(bars: TableBars | None, last_s: float | None) -> None:
+    """Behind the trades; when it is the last time they are waited for."""
+    if bars is not None:
+        for report in bars.step() if last_s is None else bars.finish(last_s):
+            _say(report)
 
 
 def _trouble(sink: Sink, drains: list[Drain]) -> StoreAway | None:
@@ -241,6 +252,8 @@ def main() -> int:
     except ConfigError as error:
         _say(Refusal(str(error)))
         return 1
+    if threading.active_count() > 1:
+        os._exit(0)  # bars that are not done yet: to leave them in the middle is a crash, which harms no table
     return 0
 
 

@@ -60,13 +60,16 @@ class Derived:
         return self._table.transaction_version(app) or 0
 
     def state(self, app: str) -> bytes | None:
-        """What `keep` left with the last commit; None if it left nothing. Raises `CommitConflict`."""
+        """What `keep` left with the last commit; None if it left nothing, or if that is lost: then it is to be made
+        anew. Raises `CommitConflict`."""
         version = self.noted(app)
         if not version:
             return None
         try:
             held = pq.read_table(_place(app, version), filesystem=self._store)
         except MISSING as error:
+            if (self._opened().transaction_version(app) or 0) == version:
+                return None
             raise CommitConflict(f"{self.dataset.name}: {app} was changed by somebody else meanwhile") from error
         return cast(bytes, held["state"][0].as_py())
 
@@ -74,7 +77,7 @@ class Derived:
         """The rows of these days (both inclusive) for which all of `where` hold; those that wait are not among them."""
         days = self._files.filter(pl.col(PARTITION).is_between(first, last))
         found = [
-            rows.filter(*where).with_columns(pl.lit(file[PARTITION]).alias(PARTITION)).select(*self.dataset.schema)
+            rows.with_columns(pl.lit(file[PARTITION]).alias(PARTITION)).filter(*where).select(*self.dataset.schema)
             for file, rows in zip(days.to_dicts(), scans(self._table, days["path"].to_list()), strict=True)
         ]
         return pl.concat([pl.DataFrame(schema=self.dataset.schema), *pl.collect_all(found)])

@@ -60,7 +60,7 @@ class Files:
             )
         try:
             (folder / POSITIONS).mkdir(parents=True, exist_ok=True)
-            _replace(folder / POSITIONS / "probe", b"")
+            replace_file(folder / POSITIONS / "probe", b"")
         except OSError as error:
             raise StoreAway(f"LAKE_ROOT={self.root}: cannot be written: {error.strerror}") from None
 
@@ -146,7 +146,7 @@ class Files:
             raise CommitFailed(f"{path} cannot be read: {error}") from error
 
     def _keep(self, dataset: Dataset, app: str, state: State) -> None:
-        _replace(self._state_path(dataset, app), msgspec.json.encode(state))
+        replace_file(self._state_path(dataset, app), msgspec.json.encode(state))
 
     def _state_path(self, dataset: Dataset, app: str) -> Path:
         return self.root / dataset.name / POSITIONS / f"{_safe(app)}.json"
@@ -205,7 +205,7 @@ def _start(path: Path) -> int:
     return int(path.stem.rpartition(".")[2].partition("-")[0])
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """The file is the old one or the new one, never a half."""
     fresh = path.with_name(f".{path.name}{UNFINISHED}")
     with fresh.open("wb") as file:

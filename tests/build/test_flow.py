@@ -11,12 +11,13 @@ import pytest
 from crypto_lake.build import select
 from crypto_lake.build.changes import difference
 from crypto_lake.build.farm import farm
-from crypto_lake.build.flow import Call, Steps, drive
+from crypto_lake.build.flow import Built, Call, Steps, drive, settled
 from crypto_lake.build.select import Days, Market
 from crypto_lake.config import ConfigError
 from crypto_lake.models import DATASETS
 from crypto_lake.models.dataset import TIME
 from crypto_lake.processors.shape import shape
+from crypto_lake.writers import CommitConflict
 from crypto_lake.writers.delta import Lake
 
 AGG_TRADE, BAR = DATASETS["agg_trade"], DATASETS["bar"]
@@ -147,6 +148,33 @@ def test_what_is_not_there_is_said_with_what_is(symbols: str | None, venue: str 
         select.chosen(HELD, symbols, venue, table="agg_trade")
 
 
+def test_a_table_that_cannot_be_read_and_an_address_that_is_none_are_said(tmp_path: Path) -> None:
+    log = tmp_path / "agg_trade" / "_delta_log"
+    log.mkdir(parents=True)
+    (log / f"{0:020}.json").write_text("no JSON")
+    with pytest.raises(ConfigError, match=f"LAKE_ROOT={tmp_path}: table agg_trade cannot be read: "):
+        select.source(str(tmp_path), AGG_TRADE, how="record some")
+    with pytest.raises(ConfigError, match="--scheduler nonsense: that is no address"), farm("nonsense", 1):
+        pass
+
+
+def test_who_was_overtaken_begins_again_and_gives_up_in_the_end() -> None:
+    tries = iter([CommitConflict("first"), CommitConflict("second"), None])
+
+    def make() -> Built:
+        if error := next(tries):
+            raise error
+        return Built("bar", added=3)
+
+    assert settled(make).added == 3
+
+    def never() -> Built:
+        raise CommitConflict("always")
+
+    with pytest.raises(CommitConflict, match="always"):
+        settled(never)
+
+
 def test_days_are_inside_at_both_ends() -> None:
     assert select.span_of_days("2024-01", "2024-02-03") == Days(date(2024, 1, 1), date(2024, 2, 3))
     assert date(2030, 1, 1) in select.span_of_days("2024-01", None)
@@ -172,7 +200,10 @@ def test_markets_of_a_table_and_their_days(tmp_path: Path) -> None:
         rows = frame.with_columns(pl.lit(value).alias(name) for name, value in {**said, **numbers}.items())
         lake.add(AGG_TRADE, shape(AGG_TRADE, rows))
     table = select.source(str(tmp_path), AGG_TRADE, how="record some")
-    found = select.markets(table, Days(date.min, date.max))
-    assert found == {Market("binance", "BTCUSDT"): [date(2026, 3, 1), date(2026, 3, 3)]}
-    assert select.markets(table, Days(date(2026, 3, 2), date.max), "BTCUSDT")[HELD[0]] == [date(2026, 3, 3)]
-    assert select.markets(table, Days(date.min, date.max), "ETHUSDT") == {}
+    found = select.asked(table, Days(date.min, date.max), None, None)
+    assert found == {HELD[0]: [date(2026, 3, 1), date(2026, 3, 3)]}
+    assert select.asked(table, Days(date(2026, 3, 2), date.max), "BTCUSDT", None)[HELD[0]] == [date(2026, 3, 3)]
+    with pytest.raises(
+        ConfigError, match="--symbols BTCUSD: table agg_trade has no rows of it; did you mean 'BTCUSDT'"
+    ):
+        select.asked(table, Days(date.min, date.max), "BTCUSD", None)

@@ -309,6 +309,29 @@ async def test_a_snapshot_older_than_its_stream_is_fetched_again(
     assert len(asked) == 2
 
 
+async def test_a_book_is_fetched_again_every_so_often_and_only_newer_ones_count(
+    journal: Journal, gate: asyncio.Event, serve: Any, wait_for: Wait
+) -> None:
+    asked: list[str] = []
+
+    async def depth(request: web.Request) -> web.Response:
+        asked.append(request.query["symbol"])
+        return web.json_response({"lastUpdateId": 100 + len(asked), "bids": [], "asks": []})
+
+    address = await serve(depth)
+    (feed,) = planned("depth", "BTCUSDT")
+    async with Rest(lambda _: f"http://{address}") as rest:
+        books = Snapshots()
+        books.ask(feed, b'{"stream":"btcusdt@depth@100ms","data":{"s":"BTCUSDT","U":100,"u":110}}')
+        task = asyncio.create_task(books.fetch(rest, journal, gate, every_s=0.02))
+        await wait_for(lambda: len(asked) >= 4)
+        task.cancel()
+        await asyncio.wait([task])
+    journal.flush()
+    kept = [json.loads(each.payload)["lastUpdateId"] for each in read_all(journal.directory) if each.kind == RESPONSE]
+    assert kept[:3] == [101, 102, 103]
+
+
 async def test_every_symbol_of_a_fresh_depth_connection_gets_a_book(
     tmp_path: Path, gate: asyncio.Event, wait_for: Wait
 ) -> None:

@@ -1,6 +1,7 @@
 """Derived tables: rows that replace rows, notes and states, one commit for all of them."""
 
 import os
+import shutil
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from crypto_lake.models.bar import BAR, TRADES
 from crypto_lake.models.dataset import TIME
 from crypto_lake.processors.shape import shape
-from crypto_lake.query.snapshot import snapshot, touched
+from crypto_lake.query.snapshot import VERSIONS, snapshot, touched
 from crypto_lake.writers import CommitConflict, maintenance
 from crypto_lake.writers.delta import Lake
 from crypto_lake.writers.derived import STATES, Derived
@@ -218,7 +219,7 @@ def test_a_log_that_does_not_reach_back_says_so(derived: Derived, tmp_path: Path
         derived.put(bars(range(minute, minute + 1)))
         derived.settle(all=True)
     now = _snapshot(tmp_path)
-    (tmp_path / "bar" / "_delta_log" / f"{now.version - 1:020}.json").unlink()
+    (tmp_path / "bar" / "_delta_log" / f"{now.version % VERSIONS - 1:020}.json").unlink()
     assert touched(now, now.version - 2) is None
     assert touched(now, now.version + 5) is None
     assert len(touched(now, now.version - 1) or []) == 1
@@ -232,3 +233,35 @@ def _snapshot(root: Path) -> Any:
 
 def _files(root: Path) -> Any:
     return _snapshot(root).files
+
+
+def test_a_table_made_anew_is_another_one_whatever_its_version(derived: Derived, tmp_path: Path) -> None:
+    derived.put(bars(range(1)))
+    derived.settle(all=True)
+    old = _snapshot(tmp_path)
+    shutil.rmtree(tmp_path / "bar")
+    again = Derived(Lake(str(tmp_path)), BAR)
+    for minute in range(3):
+        assert touched(_snapshot(tmp_path), old.version) is None
+        again.put(bars(range(minute, minute + 1)))
+        again.settle(all=True)
+
+
+def test_a_state_that_is_lost_is_none(derived: Derived, tmp_path: Path) -> None:
+    derived.keep("state/BTCUSDT", b"one")
+    derived.settle(all=True)
+    (kept,) = (tmp_path / "bar" / STATES).iterdir()
+    kept.write_bytes(b"")
+    assert derived.state("state/BTCUSDT") is None
+    kept.unlink()
+    assert derived.state("state/BTCUSDT") is None
+
+
+def test_a_state_that_somebody_else_has_replaced_is_a_conflict(derived: Derived, tmp_path: Path) -> None:
+    derived.keep("state/BTCUSDT", b"one")
+    derived.settle(all=True)
+    other = Derived(Lake(str(tmp_path)), BAR)
+    other.keep("state/BTCUSDT", b"two")
+    other.settle(all=True)
+    with pytest.raises(CommitConflict):
+        derived.state("state/BTCUSDT")
