@@ -730,7 +730,9 @@ def build_bars(
     timeframes: Annotated[
         str, typer.Option(help="Of 1s, 1m, 5m, 15m, 1h, 4h, 1d; longer ones are made of 1m, which is made too.")
     ] = "1m,5m,15m,1h,4h,1d",
-    source: Annotated[str, typer.Option("--from", help="The table of the trades: agg_trade or trade.")] = "agg_trade",
+    source: Annotated[
+        str | None, typer.Option("--from", help="agg_trade, or trade (where there is only that: by itself).")
+    ] = None,
     late: Annotated[
         str | None,
         typer.Option(help="Trades that came when their bar was closed: revise it, or drop them [LAKE_LATE]."),
@@ -747,10 +749,11 @@ def build_bars(
     """Bars of trades: of days that are new or have changed, and the fillers that follow from them."""
     from crypto_lake.build import bars
     from crypto_lake.build.bar_rows import Rules, late_of, lateness_us
+    from crypto_lake.build.select import table_of_trades
 
     settings = load(root=root)
     rules = Rules(late_of(late or settings.late), lateness_us(lateness or f"{settings.lateness_s}s"), fill)
-    wanted = bars.Wanted(symbols, venue, timeframes, source, start, end, rules)
+    wanted = bars.Wanted(symbols, venue, timeframes, table_of_trades(settings.root, source), start, end, rules)
     _build(partial(bars.build, settings.root, wanted), scheduler, workers, as_json=json)
 
 
@@ -851,7 +854,9 @@ def build_imbalance(
     init_dollars: Annotated[float, typer.Option(help="usd_share: expected quote units of a bar at the begin.")] = 5e6,
     alpha_d: Annotated[float, typer.Option(help="usd_share: weight of a bar in the expected quote units.")] = 0.1,
     alpha_s: Annotated[float, typer.Option(help="usd_share: weight of a bar in the expected share.")] = 0.1,
-    source: Annotated[str, typer.Option("--from", help="Made of agg_trade or of trade.")] = "agg_trade",
+    source: Annotated[
+        str | None, typer.Option("--from", help="agg_trade, or trade (where there is only that: by itself).")
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Make the series anew, by these parameters.")] = False,
     workers: Workers = 1,
     scheduler: Scheduler = None,
@@ -860,6 +865,7 @@ def build_imbalance(
 ) -> None:
     """Imbalance bars of trades: each series goes on where it ended; made anew where trades came behind that."""
     from crypto_lake.build import imbalance
+    from crypto_lake.build.select import table_of_trades
 
     lake = load(root=root).root
     made_with = imbalance.parameters(
@@ -877,7 +883,7 @@ def build_imbalance(
         alpha_d=alpha_d,
         alpha_s=alpha_s,
     )
-    wanted = imbalance.Wanted(made_with, settings, symbols, venue, start, end, source, again)
+    wanted = imbalance.Wanted(made_with, settings, symbols, venue, start, end, table_of_trades(lake, source), again)
     _build(partial(imbalance.build, lake, wanted), scheduler, workers, as_json=json)
 
 

@@ -8,6 +8,8 @@ import polars as pl
 
 from crypto_lake.config import ConfigError, nearest
 from crypto_lake.models import Dataset
+from crypto_lake.models.agg_trade import AGG_TRADE
+from crypto_lake.models.trade import TRADE
 from crypto_lake.query.snapshot import Snapshot, snapshot
 from crypto_lake.query.span import limits
 
@@ -40,6 +42,14 @@ def source(root: str, dataset: Dataset, *, how: str) -> Snapshot:
     if found is None:
         raise ConfigError(f"there is no table {dataset.name} under {root}: {how}")
     return found
+
+
+def table_of_trades(root: str, asked: str | None) -> str:
+    """The table that bars are made of: the one asked for, else agg_trade, or trade where there is only that."""
+    if asked is not None:
+        return asked
+    has_only_trade = snapshot(root, AGG_TRADE) is None and snapshot(root, TRADE) is not None
+    return TRADE.name if has_only_trade else AGG_TRADE.name
 
 
 def span_of_days(start: str | None, end: str | None) -> Days:

@@ -175,6 +175,16 @@ def test_who_was_overtaken_begins_again_and_gives_up_in_the_end() -> None:
         settled(never)
 
 
+def test_bars_are_made_of_the_trades_that_there_are(tmp_path: Path) -> None:
+    root, lake = str(tmp_path), Lake(str(tmp_path))
+    assert select.table_of_trades(root, None) == "agg_trade"
+    lake.check(DATASETS["trade"])
+    assert select.table_of_trades(root, None) == "trade"
+    lake.check(AGG_TRADE)
+    assert select.table_of_trades(root, None) == "agg_trade"
+    assert select.table_of_trades(root, "trade") == "trade"
+
+
 def test_days_are_inside_at_both_ends() -> None:
     assert select.span_of_days("2024-01", "2024-02-03") == Days(date(2024, 1, 1), date(2024, 2, 3))
     assert date(2030, 1, 1) in select.span_of_days("2024-01", None)
