@@ -1,12 +1,7 @@
 """The table of imbalance bars: brought up to date in any steps it is what one run over all trades makes, bit by bit."""
 
 import json
-import os
-import select
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -31,6 +26,7 @@ from crypto_lake.models.imbalance_bar import IMBALANCE_BAR
 from crypto_lake.processors.shape import shape
 from crypto_lake.writers.delta import Lake
 from crypto_lake.writers.derived import Derived
+from tests.build.killing import killed
 
 AGG_TRADE, TRADE = DATASETS["agg_trade"], DATASETS["trade"]
 FIRST: Final = datetime(2024, 1, 15, tzinfo=UTC)
@@ -43,8 +39,6 @@ WORDS: Final = (
     *("--min-imbalance-share", "0.25"),
 )
 PER_DAY: Final = 400
-KILL_AFTER_S: Final = 60.0
-LOOK_EVERY_S: Final = 0.002
 BAR_AT: Final = list(IMBALANCE_BAR.schema).index("bar")
 APPS: Final = "build/imbalance/binance-futures/BTCUSDT/dollar/default"
 
@@ -570,35 +564,6 @@ def test_the_command_line_says_what_was_done_and_what_is_wrong(lake: Tables, cap
 # Killed
 
 
-def begun(lake: Tables) -> subprocess.Popen[bytes]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("LAKE_")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "crypto_lake", "build", "imbalance", "--root", lake.root, *WORDS],
-        env=environment,
-        cwd=lake.path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-
-
-def killed(lake: Tables, pattern: str, count: int) -> bool:
-    """Whether it was killed as soon as so many new files of that pattern were there; else it was faster."""
-    known = set(lake.path.glob(pattern))
-    process = begun(lake)
-    end = os.pidfd_open(process.pid)
-    try:
-        while len(set(lake.path.glob(pattern)) - known) < count:
-            if select.select([end], [], [], LOOK_EVERY_S)[0]:
-                break
-        else:
-            signal.pidfd_send_signal(end, signal.SIGKILL)
-        _, errors = process.communicate(timeout=KILL_AFTER_S)
-    finally:
-        os.close(end)
-    assert process.returncode in (0, -signal.SIGKILL), errors.decode()
-    return process.returncode != 0
-
-
 ROWS, STATES, COMMITS = (f"imbalance_bar/{each}" for each in ("date=*/*.parquet", "_state/*", "_delta_log/*.json"))
 
 
@@ -608,14 +573,15 @@ def test_killed_wherever_it_may_be_it_ends_with_the_same_table(lake: Tables, ass
     made, days = [make(), make(seed=2, symbol="ETHUSDT")], 80 * 100
     is_hole = pl.col("agg_trade_id").is_between(2000, 2100)
     lake.put(made[0][:days].filter(~is_hole), made[1][:days])
-    assert [killed(lake, *moment) for moment in ((ROWS, 20), (COMMITS, 1), (ROWS, 30))] == [True] * 3
+    dies = partial(killed, lake.path, ("imbalance", *WORDS))
+    assert [dies(*moment) for moment in ((ROWS, 20), (COMMITS, 1), (ROWS, 30))] == [True] * 3
     held, whole = lake.bars(), in_one_run(made[0][:days].filter(~is_hole))
     assert held.height
     assert held.select(whole.columns).equals(whole.head(held.height))
     lake.build()
     assert_whole()
     lake.put(made[0].filter(is_hole), made[0][days:], made[1][days:])
-    assert [killed(lake, *moment) for moment in ((STATES, 1), (COMMITS, 1))] == [True] * 2
+    assert [dies(*moment) for moment in ((STATES, 1), (COMMITS, 1))] == [True] * 2
     lake.build()
     assert_whole()
     assert_made_of(lake.bars(), made[0])

@@ -1,14 +1,10 @@
 """The table of indicators: brought up to date in any steps it is what one run over all bars makes, bit by bit."""
 
 import json
-import os
-import select
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,13 +26,12 @@ from crypto_lake.models.indicator import STATES, VALUES
 from crypto_lake.processors.shape import shape
 from crypto_lake.writers.delta import Lake
 from crypto_lake.writers.derived import Derived
+from tests.build.killing import killed
 
 BAR, INDICATOR = DATASETS["bar"], DATASETS["indicator"]
 FIRST: Final = datetime(2024, 1, 15, tzinfo=UTC)
 FUTURES, SPOT, STOCKS = "binance-futures", "binance", "us-stocks"
 DAY: Final = timedelta(days=1)
-KILL_AFTER_S: Final = 60.0
-LOOK_EVERY_S: Final = 0.01
 
 
 def bars(count: int, *, timeframe: str = "15m", seed: int = 1, start: datetime = FIRST, **columns: Any) -> pl.DataFrame:
@@ -471,35 +466,6 @@ def test_the_command_line_says_what_was_done_and_what_is_missing(lake: Tables, c
 # Killed
 
 
-def begun(lake: Tables) -> subprocess.Popen[bytes]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("LAKE_")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "crypto_lake", "build", "indicators", "--root", lake.root],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        cwd=lake.path,
-    )
-
-
-def killed(lake: Tables, pattern: str, count: int) -> bool:
-    """Whether it was killed as soon as so many new files of that pattern were there; else it was faster."""
-    known = set(lake.path.glob(pattern))
-    process = begun(lake)
-    end = os.pidfd_open(process.pid)
-    try:
-        while len(set(lake.path.glob(pattern)) - known) < count:
-            if select.select([end], [], [], LOOK_EVERY_S)[0]:
-                break
-        else:
-            signal.pidfd_send_signal(end, signal.SIGKILL)
-        _, errors = process.communicate(timeout=KILL_AFTER_S)
-    finally:
-        os.close(end)
-    assert process.returncode in (0, -signal.SIGKILL), errors.decode()
-    return process.returncode != 0
-
-
 ROWS, COMMITS = "indicator/date=*/*.parquet", "indicator/_delta_log/*.json"
 
 
@@ -507,13 +473,14 @@ def test_killed_wherever_it_may_be_it_ends_with_the_same_table(lake: Tables, ass
     """First from nothing, then after a bar was revised on which all rows depend, and with new ones."""
     made = [bars(130 * 6, timeframe="4h"), bars(130, timeframe="1d", seed=3)]
     lake.put(*(each[: len(each) - 5] for each in made))
-    assert [killed(lake, *moment) for moment in ((ROWS, 20), (COMMITS, 2))] == [True] * 2
+    dies = partial(killed, lake.path, ("indicators",))
+    assert [dies(*moment) for moment in ((ROWS, 20), (COMMITS, 2))] == [True] * 2
     assert 0 < lake.rows.height < sum(map(len, made))
     lake.build()
     assert_whole()
     # What was traded is in all later sums.
     lake.revise(pl.col("time") == at(made[0], 50), pl.col("timeframe") == "4h", volume=1e6)
     lake.put(*(each[len(each) - 5 :] for each in made))
-    assert [killed(lake, *moment) for moment in ((ROWS, 1), (COMMITS, 1))] == [True] * 2
+    assert [dies(*moment) for moment in ((ROWS, 1), (COMMITS, 1))] == [True] * 2
     lake.build()
     assert_whole()
